@@ -1,0 +1,66 @@
+# Every target makes its own environment in .venv first; nothing else has to be done.
+#   make demo      the main job on the bundled model, in minutes, with a table
+#   make test      every test
+#   make check     style, types and import directions
+#   make bench     speed beside the peers' way and the limit
+# TORCH=keep uses the torch that PYTHON already has and leaves it as it is.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= pinned
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready-$(TORCH)
+PIP := $(PY) -m pip -qq --disable-pip-version-check --no-input
+
+export PYTHONUNBUFFERED = 1
+export TOKENIZERS_PARALLELISM = false
+
+.PHONY: help install demo test check bench clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+install: $(READY)
+
+demo: $(READY)
+	@echo "==> keylayers demo"
+	@$(PY) -m keylayers demo
+
+test: $(READY)
+	@echo "==> pytest, two processes"
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal $(ARGS)
+
+check: $(READY)
+	@echo "==> ruff check" && $(PY) -m ruff check .
+	@echo "==> ruff format --check" && $(PY) -m ruff format --check .
+	@echo "==> mypy" && $(PY) -m mypy
+	@echo "==> lint-imports" && $(VENV)/bin/lint-imports --no-logo
+
+bench: $(READY)
+	@echo "==> benchmarks"
+	@$(PY) -m benchmarks
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+
+# An environment made for the other kind of torch is made anew; one that is up to date costs nothing.
+$(VENV)/.ready-pinned: pyproject.toml constraints.txt
+	@echo "==> making $(VENV) with $$($(PYTHON) --version 2>&1)"
+	@$(PYTHON) -c 'import sys; sys.exit("keylayers needs Python 3.10 or later: make PYTHON=/path/to/it ..." if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -m venv $$(test -e $(VENV)/.ready-keep && echo --clear) $(VENV)
+	@echo "==> installing torch, transformers, peft, trl and the rest (one to three minutes, about 2 GB)"
+	@$(PIP) install -c constraints.txt -e '.[dev,quant]'
+	@touch $@
+
+$(VENV)/.ready-keep: pyproject.toml
+	@echo "==> making $(VENV) over $$($(PYTHON) --version 2>&1) and the torch it has"
+	@$(PYTHON) -c 'import sys; sys.exit("keylayers needs Python 3.10 or later: make PYTHON=/path/to/it ..." if sys.version_info < (3, 10) else 0)'
+	@$(PYTHON) -m venv $$(test -e $(VENV)/.ready-pinned && echo --clear) --system-site-packages $(VENV)
+	@$(PY) -c 'import importlib.metadata as m; print("torch==" + m.version("torch"))' > $(VENV)/torch.txt 2>/dev/null \
+	  || { echo "TORCH=keep: no torch beside $(PYTHON); give PYTHON= the interpreter that has it (not one in a virtual environment)"; exit 2; }
+	@echo "==> keeping $$(cat $(VENV)/torch.txt); installing what else is missing"
+	@$(PIP) install --retries 1 --timeout 20 -c $(VENV)/torch.txt -e '.[dev,quant]' 2> $(VENV)/pip.log \
+	  || { grep -m 1 ERROR $(VENV)/pip.log; echo "==> no packages could be installed: using only what this machine has"; \
+	       pwd > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/keylayers.pth"; }
+	@touch $@

@@ -1,0 +1,34 @@
+"""What every test shares: no network, one thread per worker, the same random numbers each time."""
+
+import os
+import random
+import sys
+from collections.abc import Iterator
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    TOKENIZERS_PARALLELISM="false",
+    MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",  # two workers share two cores; read when torch is first imported
+)
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+settings.register_profile("keylayers", deadline=None, derandomize=True, max_examples=50)
+settings.load_profile("keylayers")
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> Iterator[None]:
+    """Seeds every generator that is loaded; torch is not imported for tests that do without it."""
+    random.seed(0)
+    np.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+    yield
