@@ -1,0 +1,36 @@
+"""What a network is made of: layer records and names, capture, intervention, weight deltas, gates on them."""
+
+import importlib
+
+_HOME = {
+    "Layer": "layer",
+    "GRANULARITIES": "layer",
+    "layer_named": "layer",
+    "total_size": "layer",
+    "named_layers": "naming",
+    "find_blocks": "blocks",
+    "unwrap": "structure",
+    "canonical_name": "structure",
+    "module_named": "structure",
+    "parameters_of": "structure",
+    "tensors_of": "structure",
+    "capture": "capture",
+    "skipped": "intervene",
+    "scaled": "intervene",
+    "replaced": "intervene",
+    "Deltas": "deltas",
+    "deltas_from_adapter": "deltas",
+    "deltas_from_checkpoints": "deltas",
+    "gated": "gating",
+    "frozen": "gating",
+    "tensors_on_disk": "tensors",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = list(_HOME)

@@ -1,0 +1,113 @@
+"""The order in which a network computes, which is not always the order in which its constructor names things."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+
+import torch
+from torch import Tensor, nn
+
+from keylayers.layers.layer import Layer
+from keylayers.layers.structure import inner_module, uncompiled, unwrap, walk
+
+
+def in_forward_order(layers: Sequence[Layer], blocks: Sequence[str], visits: Mapping[str, int]) -> tuple[Layer, ...]:
+    """Layers block by block, and within blocks as their kinds were first called in the block's stack.
+
+    What was never called follows its predecessor in ownership order; layers outside the blocks come before the block
+    that runs after them. `layers` come in ownership order.
+    """
+    first: dict[tuple[str, str], int] = {}
+    for layer in layers:
+        when = _first_visit(layer, visits)
+        if layer.block is not None and when is not None:
+            first.setdefault((_stack(blocks[layer.block]), layer.kind), when)
+    keys: dict[str, tuple[int, int, int, int]] = {}
+    latest: dict[int, int] = {}
+    first_inside = next((i for i, layer in enumerate(layers) if layer.block is not None), 0)
+    for position, layer in enumerate(layers):
+        if layer.block is not None:
+            order = first.get((_stack(blocks[layer.block]), layer.kind), latest.get(layer.block, -1))
+            latest[layer.block] = order
+            keys[layer.name] = (layer.block, 1, order, position)
+        else:
+            keys[layer.name] = _outside_key(_first_visit(layer, visits), position, first_inside, blocks, visits)
+    return tuple(sorted(layers, key=lambda layer: keys[layer.name]))
+
+
+def _outside_key(
+    when: int | None, position: int, first_inside: int, blocks: Sequence[str], visits: Mapping[str, int]
+) -> tuple[int, int, int, int]:
+    if when is None:
+        return (0 if position < first_inside else len(blocks)), 0, position, position
+    return sum(visits.get(block, when) < when for block in blocks), 0, when, position
+
+
+def _stack(block: str) -> str:
+    return block.rpartition(".")[0]
+
+
+def _first_visit(layer: Layer, visits: Mapping[str, int]) -> int | None:
+    """When the layer's module was first called; a layer that is itself a parameter counts with its module."""
+    name = layer.name.split("[")[0].split("+")[0]
+    return visits.get(name.rpartition(".")[0] if name in layer.parameters else name)
+
+
+def visit_order(model: nn.Module, example: Mapping[str, Tensor] | None = None) -> dict[str, int]:
+    """Order in which modules are first called, from one forward on the meta device: no arithmetic, no memory.
+
+    Empty where no example can be made; partial where the forward needs real numbers (sparse expert dispatch), which
+    is enough: blocks of a stack repeat each other. Hugging Face models are not touched: a twin without weights runs.
+    """
+    root = inner_module(unwrap(model))
+    example = example or example_inputs(root)
+    if example is None:
+        return {}
+    order: dict[str, int] = {}
+    with suppress(Exception), ExitStack() as stack:  # whatever a model needs beyond shapes, what was seen stands
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(uncompiled(model))
+        twin = _twin(root)
+        for node in walk(model if twin is None else twin):
+
+            def note(module: nn.Module, args: object, name: str = node.name) -> None:
+                order.setdefault(name, len(order))
+
+            stack.callback(node.module.register_forward_pre_hook(note).remove)
+        inputs = {key: value.to("meta") for key, value in example.items()}
+        if twin is not None:
+            twin(**inputs)
+        else:
+            torch.func.functional_call(root, _on_meta(root), kwargs=inputs, tie_weights=False)
+    return order
+
+
+def _twin(root: nn.Module) -> nn.Module | None:
+    """The same Hugging Face network on the meta device, without wrappers, quantisation or training state; else None."""
+    config = getattr(root, "config", None)
+    if not hasattr(config, "model_type"):
+        return None
+    with torch.device("meta"):
+        return type(root)(copy.deepcopy(config)).eval()
+
+
+def _on_meta(root: nn.Module) -> dict[str, Tensor]:
+    """Every tensor's shape on the meta device; tied tensors stay one tensor, so the map goes by identity."""
+    tensors = dict(root.named_parameters(remove_duplicate=False)) | dict(root.named_buffers(remove_duplicate=False))
+    meta = {id(tensor): tensor.detach().to("meta") for tensor in tensors.values()}
+    return {name: meta[id(tensor)] for name, tensor in tensors.items()}
+
+
+def example_inputs(model: nn.Module) -> dict[str, Tensor] | None:
+    """The smallest input a Hugging Face model accepts, on the meta device; None for other modules."""
+    main, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
+    if main == "input_ids":
+        ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
+        decoder = {"decoder_input_ids": ids} if getattr(config, "is_encoder_decoder", False) else {}
+        return {"input_ids": ids, **decoder}
+    if main == "pixel_values":
+        size = getattr(config, "image_size", 32)
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        return {main: torch.zeros(1, getattr(config, "num_channels", 3), height, width, device="meta")}
+    return None

@@ -1,0 +1,64 @@
+"""Models that are a function's return value, `package.module:factory`, with weights from a safetensors file."""
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from keylayers.errors import BadInput, UnknownName
+from keylayers.layers.structure import canonical_name
+from keylayers.layers.tensors import PICKLES, tensors_on_disk
+
+
+def from_factory(source: str, weights: str | None = None, allow_pickle: bool = False) -> nn.Module:
+    """What the named function returns, with the weights in it, in eval mode; modules of the working folder count.
+
+    Raises:
+        UnknownName: for a function that is not in the module.
+        BadInput: for a module that cannot be imported, a function that returns no network, or weights that do not fit.
+    """
+    module_name, _, function = source.partition(":")
+    if os.getcwd() not in sys.path:  # `python -m` has it, an installed command has not
+        sys.path.append(os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
+        raise BadInput(
+            f"cannot import {module_name!r} of model {source!r}: {error}. Expected package.module:factory."
+        ) from error
+    if not hasattr(module, function):
+        known = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise UnknownName(f"factory in {module_name}", function, known)
+    try:
+        model = getattr(module, function)()
+    except TypeError as error:
+        raise BadInput(f"{source} cannot be called without arguments ({error}); give a factory that can.") from error
+    if not isinstance(model, nn.Module):
+        raise BadInput(
+            f"{source} returned {type(model).__name__}; a factory takes no arguments and returns a torch module."
+        )
+    if weights is not None:
+        _load(model, source, weights, allow_pickle)
+    return model.eval()
+
+
+def _load(model: nn.Module, source: str, weights: str, allow_pickle: bool) -> None:
+    stored, wanted = _stored(weights, allow_pickle), model.state_dict()
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # absent from old checkpoints
+    missing, extra = sorted(wanted.keys() - stored.keys() - counters), sorted(stored.keys() - wanted.keys())
+    wrong = [name for name in wanted if name in stored and stored[name].shape != wanted[name].shape]
+    if missing or extra or wrong:
+        lists = {"missing": missing, "unknown": extra, "of another shape": wrong}
+        counted = "; ".join(f"{len(n)} tensors {what} ({', '.join(n[:3])})" for what, n in lists.items() if n)
+        raise BadInput(f"{weights} does not fit {source}: {counted}. Give the weights of this very architecture.")
+    model.load_state_dict(wanted | stored)
+
+
+def _stored(weights: str, allow_pickle: bool) -> dict[str, Tensor]:
+    if allow_pickle and Path(weights).suffix in PICKLES:
+        held = torch.load(weights, map_location="cpu", weights_only=True)
+        return {canonical_name(name): value for name, value in held.get("state_dict", held).items()}
+    return {name: load() for name, load in tensors_on_disk(weights).items()}
