@@ -1,0 +1,60 @@
+"""Stability of several sets and Holm's correction, against their definitions and simulation."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from keylayers.errors import BadInput
+from keylayers.maths.overlap import kuncheva_index
+from keylayers.maths.stability import holm, set_stability
+
+
+@given(st.integers(2, 6), st.integers(1, 9), st.integers(0, 1000))
+def test_stability_of_equal_sizes_is_the_mean_kuncheva_index(rankings, k, seed):
+    rng = np.random.default_rng(seed)
+    masks = np.array([np.isin(np.arange(10), rng.choice(10, k, replace=False)) for _ in range(rankings)])
+    pairs = [kuncheva_index(10, k, k, int((a & b).sum())) for a, b in combinations(masks, 2)]
+    assert set_stability(masks).value == pytest.approx(np.mean(pairs), abs=1e-9)
+
+
+def test_equal_sets_are_perfectly_stable():
+    masks = np.tile(np.arange(12) < 5, (4, 1))
+    found = set_stability(masks)
+    assert (found.value, found.low, found.high) == pytest.approx((1, 1, 1))
+
+
+def test_interval_covers_the_true_stability():
+    """Sets that keep 20 core layers with probability .8 each and 40 others with .2: the population value is known."""
+    rates = np.array([0.8] * 20 + [0.2] * 40)
+    share = rates.mean()
+    truth = 1 - (rates * (1 - rates)).mean() / (share * (1 - share))
+    rng = np.random.default_rng(1)
+    covered = 0
+    for _ in range(200):
+        found = set_stability(rng.random((40, 60)) < rates)
+        covered += found.low <= truth <= found.high
+    assert 0.88 <= covered / 200 <= 0.995
+
+
+def test_sets_without_choice_are_refused():
+    with pytest.raises(BadInput, match="two or more"):
+        set_stability(np.array([[True, False]]))
+    with pytest.raises(BadInput, match="no choice"):
+        set_stability(np.ones((3, 4), dtype=bool))
+
+
+def test_holm_on_a_worked_example():
+    np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03, 0.005])), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm(np.array([0.6, 0.7])), [1.0, 1.0])
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
+def test_holm_keeps_order_and_lies_between_raw_and_bonferroni(raw):
+    p = np.array(raw)
+    adjusted = holm(p)
+    assert (adjusted >= p - 1e-15).all()
+    assert (adjusted <= np.minimum(1, p * p.size) + 1e-12).all()
+    assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
