@@ -1,0 +1,68 @@
+"""Batches: padded tensors of examples of like length, in an order that the seed alone decides."""
+
+import random
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from keylayers.data.tokenise import IGNORED, Examples
+from keylayers.errors import BadInput
+
+_POOL = 50  # batches' worth of shuffled examples that are sorted by length together
+
+
+def collate(examples: Examples, pad_id: int | None = None) -> dict[str, Int[Tensor, "batch seq"]]:
+    """`input_ids`, `attention_mask` and `labels`, padded on the right to the longest; padding is never supervised."""
+    longest = max(map(len, examples.input_ids))
+    shape = (len(examples), longest)
+    batch = {
+        "input_ids": torch.full(shape, examples.pad_id if pad_id is None else pad_id, dtype=torch.long),
+        "attention_mask": torch.zeros(shape, dtype=torch.long),
+        "labels": torch.full(shape, IGNORED, dtype=torch.long),
+    }
+    for row, (ids, labels) in enumerate(zip(examples.input_ids, examples.labels, strict=True)):
+        batch["input_ids"][row, : len(ids)] = torch.tensor(ids)
+        batch["attention_mask"][row, : len(ids)] = 1
+        batch["labels"][row, : len(labels)] = torch.tensor(labels)
+    return batch
+
+
+def batches(
+    examples: Examples, size: int, *, seed: int = 0, shuffle: bool = True, by_length: bool = True
+) -> list[dict[str, Int[Tensor, "batch seq"]]]:
+    """One pass over the examples in batches of `size`, the last perhaps smaller; each as `collate` makes it."""
+    places = batch_indices(
+        [len(ids) for ids in examples.input_ids], size, seed=seed, shuffle=shuffle, by_length=by_length
+    )
+    return [collate(examples.take(place)) for place in places]
+
+
+def batch_indices(
+    lengths: Sequence[int], size: int, *, seed: int = 0, shuffle: bool = True, by_length: bool = True
+) -> list[list[int]]:
+    """Which examples share a batch: every index once, the same for the same lengths and seed.
+
+    With `by_length`, like lengths go together, which saves padding: over the whole where the order is fixed, within
+    pools of 50 batches where it is shuffled, so that what is learnt together still differs between seeds.
+    """
+    if size < 1:
+        raise BadInput(f"batch size {size}: expected at least 1")
+    order = list(range(len(lengths)))
+    shuffler = random.Random(seed)
+    if shuffle:
+        shuffler.shuffle(order)
+    if by_length:
+        pool = size * _POOL if shuffle else max(1, len(order))
+        pools = [order[at : at + pool] for at in range(0, len(order), pool)]
+        order = [place for some in pools for place in sorted(some, key=lambda place: lengths[place])]
+    chosen = [order[at : at + size] for at in range(0, len(order), size)]
+    if shuffle:
+        shuffler.shuffle(chosen)
+    return chosen
+
+
+def supervised_tokens(batch: Mapping[str, Tensor]) -> int:
+    """How many tokens a batch's loss is over; the label of position 0 does not count, since nothing predicts it."""
+    return int((batch["labels"][:, 1:] != IGNORED).sum())

@@ -1,0 +1,199 @@
+"""Rows out of files: json, jsonl, csv, tsv, txt (each also gzipped) and parquet; nothing is evaluated or unpickled."""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TextIO
+
+from keylayers.errors import BadInput
+
+Row = tuple[str, object]
+"""Origin (`file:line` or `file[index]`) and what stands there."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """Stands for a row that the file format itself shows to be wrong, such as a table row with too many cells."""
+
+    reason: str
+
+
+WRAPPERS = ("data", "examples", "instances", "records", "rows", "train")
+"""Keys under which a JSON object may hold its list of records."""
+
+
+def file_kind(path: Path) -> str | None:
+    """The suffix that decides how a file is read (`.json` for `a.json.gz`), or None if it is not a data file."""
+    name = path.name.lower()
+    suffix = Path(name.removesuffix(".gz")).suffix
+    known = suffix in READERS and not (suffix == ".parquet" and name.endswith(".gz"))
+    return suffix if known else None
+
+
+def file_rows(path: Path) -> Iterator[Row]:
+    """Every row of a data file, streamed where the format allows it.
+
+    Raises:
+        BadInput: if the file is missing, of an unknown kind, truncated, not UTF-8 or malformed; names the line.
+    """
+    if not path.is_file():
+        there = sorted(p.name for p in path.parent.iterdir() if file_kind(p)) if path.parent.is_dir() else []
+        hint = f"; {path.parent} has {', '.join(there[:8])}" if there else ""
+        raise BadInput(f"no such data file: {path}{' is a folder, give a file in it' if path.is_dir() else ''}{hint}")
+    kind = file_kind(path)
+    if kind is None:
+        raise BadInput(f"{path}: cannot tell its format from its name; expected one of {known_suffixes()}")
+    yield from READERS[kind](path)
+
+
+def known_suffixes() -> str:
+    """The file names that can be read, for messages."""
+    return f"{', '.join(READERS)} (all but .parquet also with .gz)"
+
+
+@contextmanager
+def _opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
+    try:
+        opener = gzip.open if path.suffix.lower() == ".gz" else open
+        with opener(path, "rt", encoding="utf-8-sig", newline=newline) as handle:
+            yield handle  # type: ignore[misc]
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise BadInput(
+            f"{path} is not UTF-8 text (byte 0x{byte:02x} cannot be decoded); convert it, for example with "
+            f"`iconv -f LATIN1 -t UTF-8`"
+        ) from None
+    except EOFError:
+        raise BadInput(f"{path} is a truncated gzip file: it ends before its end marker; fetch it again") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise BadInput(f"{path} is not a sound gzip file ({error}); fetch it again") from None
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _parsed(text: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise BadInput(f"{where}: JSON nested too deeply to be data") from None
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{where}: invalid JSON: {error.msg} at column {error.colno}") from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise BadInput(f"{where}: invalid JSON: {error}") from None
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    with _opened(path) as handle:
+        for number, line in enumerate(handle, start=1):
+            if line.strip():
+                yield f"{path}:{number}", _parsed(line, f"{path}:{number}")
+
+
+def _json_rows(path: Path) -> Iterator[Row]:
+    with _opened(path) as handle:
+        content = handle.read()
+    try:
+        loaded = json.loads(content)
+    except json.JSONDecodeError as error:
+        if _is_lines(content):
+            yield from _jsonl_rows(path)
+            return
+        where = f"{path}:{error.lineno}"
+        if not content.strip():
+            raise BadInput(f"{path} is empty; expected a JSON list of records") from None
+        raise BadInput(f"{where}: invalid JSON: {error.msg} at column {error.colno}") from None
+    except (RecursionError, ValueError):
+        loaded = _parsed(content, str(path))
+    if isinstance(loaded, dict):
+        inner = [key for key in WRAPPERS if isinstance(loaded.get(key), list)]
+        loaded = loaded[inner[0]] if len(inner) == 1 else [loaded]
+    if not isinstance(loaded, list):
+        raise BadInput(f"{path} holds one JSON {type(loaded).__name__}; expected a list of records")
+    for index, row in enumerate(loaded):
+        yield f"{path}[{index}]", row
+
+
+def _is_lines(content: str) -> bool:
+    """Whether a `.json` file is JSON lines after all: its first line is a whole record and more follow."""
+    first, _, rest = content.lstrip().partition("\n")
+    try:
+        return bool(rest.strip()) and isinstance(json.loads(first), dict)
+    except ValueError:
+        return False
+
+
+def _table_rows(path: Path, delimiter: str) -> Iterator[Row]:
+    limit = csv.field_size_limit(2**31 - 1)  # answers longer than the default 128 KiB are data, not an attack
+    line = 1
+    try:
+        with _opened(path, newline="") as handle:
+            reader = csv.reader(handle, delimiter=delimiter, strict=True)
+            header = next((cells for cells in reader if cells), [])
+            if len(set(header)) < len(header):
+                raise BadInput(f"{path}:1: a column name occurs twice in the header: {', '.join(header)}")
+            line = reader.line_num + 1
+            for cells in reader:
+                if len(cells) == len(header):
+                    yield f"{path}:{line}", dict(zip(header, cells, strict=True))
+                elif cells:
+                    yield f"{path}:{line}", BadRow(f"{len(cells)} cells where the header has {len(header)}")
+                line = reader.line_num + 1
+    except csv.Error as error:
+        raise BadInput(f"{path}:{line}: malformed table: {error}") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_rows(path: Path) -> Iterator[Row]:
+    yield from _table_rows(path, ",")
+
+
+def _tsv_rows(path: Path) -> Iterator[Row]:
+    yield from _table_rows(path, "\t")
+
+
+def _text_rows(path: Path) -> Iterator[Row]:
+    """Paragraphs parted by blank lines; where there is no blank line, every line is one row."""
+    with _opened(path) as handle:
+        lines = handle.read().split("\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    by_line = all(line.strip() for line in lines)
+    start, paragraph = 1, list[str]()
+    for number, line in enumerate([*lines, ""], start=1):
+        if line.strip():
+            start = start if paragraph else number
+            paragraph.append(line)
+        if paragraph and (by_line or not line.strip()):
+            yield f"{path}:{start}", "\n".join(paragraph)
+            paragraph = []
+
+
+def _parquet_rows(path: Path) -> Iterator[Row]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            index = 0
+            for batch in table.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    yield f"{path}[{index}]", row
+                    index += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(f"{path} is not a sound parquet file: {error}") from None
+
+
+READERS = {
+    ".json": _json_rows,
+    ".jsonl": _jsonl_rows,
+    ".parquet": _parquet_rows,
+    ".csv": _csv_rows,
+    ".tsv": _tsv_rows,
+    ".txt": _text_rows,
+}

@@ -1,0 +1,224 @@
+"""Tokenising: records as token sequences whose labels cover exactly what the model must produce itself."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keylayers.data.records import Record, Records
+from keylayers.data.templates import Layout, Piece, lay_out, resolve_template
+from keylayers.errors import BadInput
+
+IGNORED = -100
+"""Label of a position without loss, as Hugging Face models and torch's cross-entropy have it."""
+
+DEFAULT_MAX_LENGTH = 1024
+_CHUNK = 2000  # texts per tokenizer call: enough to use its threads, few enough to bound memory
+
+
+@dataclass(frozen=True)
+class TruncationReport:
+    """What the length limit cost."""
+
+    max_length: int
+    records: int
+    """How many were given."""
+    truncated: int
+    """How many were longer than the limit and lost their end."""
+    tokens_lost: int
+    """Tokens beyond the limit, over all records."""
+    dropped: int
+    """How many had no supervised token left and were left out."""
+
+    def __str__(self) -> str:
+        if not self.truncated:
+            return f"none of {self.records} records exceeds {self.max_length} tokens"
+        return (
+            f"{self.truncated} of {self.records} records cut at {self.max_length} tokens ({self.tokens_lost:,} tokens "
+            f"lost), {self.dropped} of them left out because no supervised token remained"
+        )
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Token sequences with labels at the same positions (Hugging Face's convention: the model shifts them)."""
+
+    input_ids: tuple[tuple[int, ...], ...]
+    labels: tuple[tuple[int, ...], ...]
+    """The token itself where it is supervised, else -100; never supervised at position 0, which nothing predicts."""
+    origins: tuple[str, ...]
+    pad_id: int
+    report: TruncationReport
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def supervised(self) -> int:
+        """Number of supervised tokens."""
+        return sum(label != IGNORED for labels in self.labels for label in labels)
+
+    def take(self, indices: Iterable[int]) -> "Examples":
+        """The examples at these places, in this order."""
+        places = list(indices)
+        return Examples(
+            tuple(self.input_ids[i] for i in places),
+            tuple(self.labels[i] for i in places),
+            tuple(self.origins[i] for i in places),
+            self.pad_id,
+            self.report,
+        )
+
+    def rows(self) -> list[dict[str, list[int]]]:
+        """One dict of `input_ids`, `attention_mask` and `labels` per example, for `datasets.Dataset.from_list`."""
+        return [
+            {"input_ids": list(ids), "attention_mask": [1] * len(ids), "labels": list(labels)}
+            for ids, labels in zip(self.input_ids, self.labels, strict=True)
+        ]
+
+
+def tokenise(
+    records: Records | Sequence[Record],
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    completion_only: bool = True,
+    template: str = "auto",
+) -> Examples:
+    """Token sequences of the records, cut on the right at `max_length`, supervised on their completions only.
+
+    The prompt's tokens are those that the prompt alone has, so that training sees the boundary generation will see: no
+    token ever spans it. `template` is `auto` (the tokenizer's chat template, else plain), `chat`, `plain` or a text
+    with `{prompt}` and `{completion}`. `max_length` defaults to the tokenizer's, at most 1024; a caller who knows the
+    model passes its context. `completion_only=False` supervises every token.
+
+    Raises:
+        BadInput: if no example keeps a supervised token, or the template cannot serve.
+    """
+    limit = default_max_length(tokenizer) if max_length is None else max_length
+    if limit < 2:
+        raise BadInput(f"max_length={limit}: expected at least 2 tokens, one to see and one to predict")
+    if len(records) == 0:
+        raise BadInput("there is no record to tokenise")
+    kept_ids, kept_labels, origins = list[tuple[int, ...]](), list[tuple[int, ...]](), list[str]()
+    truncated = lost = dropped = 0
+    shortest_start = None
+    for record, (ids, supervised) in zip(records, _encoded(records, tokenizer, template), strict=True):
+        truncated += len(ids) > limit
+        lost += max(0, len(ids) - limit)
+        flags = supervised if completion_only else [True] * len(ids)
+        labels = (IGNORED, *(i if flag else IGNORED for i, flag in zip(ids[1:limit], flags[1:limit], strict=True)))
+        start = next((at for at, flag in enumerate(flags) if flag and at), len(flags))
+        shortest_start = start if shortest_start is None else min(start, shortest_start)
+        if all(label == IGNORED for label in labels):
+            dropped += 1
+            continue
+        kept_ids.append(tuple(ids[:limit]))
+        kept_labels.append(labels)
+        origins.append(record.origin)
+    if not kept_ids:
+        raise BadInput(_nothing_to_learn(records, limit, shortest_start or 0))
+    report = TruncationReport(limit, len(records), truncated, lost, dropped)
+    return Examples(tuple(kept_ids), tuple(kept_labels), tuple(origins), padding_id(tokenizer), report)
+
+
+def tokenise_prompts(
+    records: Records | Sequence[Record], tokenizer: Any, *, template: str = "auto"
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens before each record's last completion: exactly what `tokenise` puts before it.
+
+    Raises:
+        BadInput: if a record is a plain text, which has no prompt.
+    """
+    prompts = list[tuple[int, ...]]()
+    for record, (ids, supervised) in zip(records, _encoded(records, tokenizer, template), strict=True):
+        if record.text is not None:
+            raise BadInput(f"{record.origin} is a plain text: it has no prompt to answer")
+        last_given = max((at for at, flag in enumerate(supervised) if not flag), default=-1)
+        prompts.append(tuple(ids[: last_given + 1]))
+    return tuple(prompts)
+
+
+def default_max_length(tokenizer: Any) -> int:
+    """The tokenizer's own length limit, at most 1024. (Without one, tokenizers state an absurdly large number.)"""
+    return min(int(tokenizer.model_max_length), DEFAULT_MAX_LENGTH)
+
+
+def padding_id(tokenizer: Any) -> int:
+    """The padding token, else the end-of-sequence token, else 0; harmless, since padding is masked by position."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0
+
+
+def _nothing_to_learn(records: Records | Sequence[Record], limit: int, shortest_start: int) -> str:
+    source = records.source if isinstance(records, Records) else records[0].origin
+    return (
+        f"data with no supervised token: all {len(records)} records of {source} lose their completion, because the "
+        f"prompts alone fill max_length={limit} (the shortest has {shortest_start} tokens); raise max_length up to the "
+        f"model's context, give shorter prompts, or supervise prompts too with completion_only=False"
+    )
+
+
+def _encoded(
+    records: Records | Sequence[Record], tokenizer: Any, template: str
+) -> Iterable[tuple[list[int], list[bool]]]:
+    resolved = resolve_template(tokenizer, template)
+    start = _opening(tokenizer)
+    for at in range(0, len(records), _CHUNK):
+        layouts = [lay_out(record, tokenizer, resolved) for record in list(records)[at : at + _CHUNK]]
+        prefixes = [prefix for layout in layouts for run in layout.runs for prefix in _prefixes(run)]
+        encodings = iter(_ids(tokenizer, prefixes))
+        for layout in layouts:
+            yield _assembled(layout, encodings, tokenizer, start if layout.stops else [])
+
+
+def _assembled(
+    layout: Layout, encodings: Iterable[list[int]], tokenizer: Any, start: list[int]
+) -> tuple[list[int], list[bool]]:
+    queue = iter(encodings)
+    ids, supervised = list(start), [False] * len(start)
+    for run in layout.runs:
+        before: list[int] = []
+        for piece in run:
+            until = next(queue)
+            extends = until[: len(before)] == before
+            new = until[len(before) :] if extends else _continuation(tokenizer, piece.text)
+            ids += new
+            supervised += [piece.supervised] * len(new)
+            before = until
+        if layout.stops and tokenizer.eos_token_id is not None:
+            ids.append(tokenizer.eos_token_id)
+            supervised.append(True)
+    return ids, supervised
+
+
+def _prefixes(run: Sequence[Piece]) -> list[str]:
+    texts, text = list[str](), ""
+    for piece in run:
+        text += piece.text
+        texts.append(text)
+    return texts
+
+
+def _continuation(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a text that goes on from another, where tokenising both as one would merge across their boundary.
+
+    Tokenised after a mark that is then cut off, so that a tokenizer which begins every text with a space adds none.
+    """
+    for mark in ("\n", ".", "a"):
+        alone, marked = _ids(tokenizer, [mark, mark + text])
+        if marked[: len(alone)] == alone and len(marked) > len(alone):
+            return marked[len(alone) :]
+    return _ids(tokenizer, [text])[0]
+
+
+def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
+
+
+def _opening(tokenizer: Any) -> list[int]:
+    """The beginning-of-sequence token, where the tokenizer would put one before a text of its own accord."""
+    if tokenizer.bos_token_id is None:
+        return []
+    return [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
