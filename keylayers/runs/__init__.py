@@ -1,0 +1,29 @@
+"""Run folders: settings, provenance, atomic and verified files, locks, resume, progress."""
+
+from keylayers.runs.atomic import read_json, read_tensors, write_json, write_tensors, write_text
+from keylayers.runs.checkpoint import Checkpoint
+from keylayers.runs.folder import RunFolder, open_run, read_run
+from keylayers.runs.log import read_log
+from keylayers.runs.progress import note, progress
+from keylayers.runs.provenance import digest, file_sha256, git_commit, machine, plain, versions
+
+__all__ = [
+    "Checkpoint",
+    "RunFolder",
+    "digest",
+    "file_sha256",
+    "git_commit",
+    "machine",
+    "note",
+    "open_run",
+    "plain",
+    "progress",
+    "read_json",
+    "read_log",
+    "read_run",
+    "read_tensors",
+    "versions",
+    "write_json",
+    "write_tensors",
+    "write_text",
+]

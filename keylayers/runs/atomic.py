@@ -1,0 +1,179 @@
+"""Files that are whole or absent: written beside, synced and renamed; checked by the sha256 that each carries.
+
+The checksum lies inside the file (a last key of the JSON object, an entry of the safetensors header), so one rename
+publishes both at once and no moment exists at which they disagree.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keylayers.errors import BadInput
+from keylayers.runs.provenance import canonical_json, digest, plain
+
+if TYPE_CHECKING:
+    import torch
+
+TEMPORARY = ".tmp"
+"""Suffix of files being written; one found later was left by a killed process and may be deleted."""
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replaces the file by this text, in UTF-8; at every moment the path holds the old file or the new one.
+
+    Raises:
+        BadInput: folder not writable, disk full; nothing is left behind.
+    """
+    payload = text.encode()
+    with _replacing(Path(path)) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(descriptor, "wb") as file:
+            file.write(payload)
+
+
+def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
+    """Replaces the file by this object, indented for reading, with its own digest as last key `sha256`."""
+    content = plain(value)
+    write_text(path, json.dumps(content | {"sha256": digest(content)}, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object that `write_json` wrote, without its digest.
+
+    Raises:
+        BadInput: missing, truncated or changed since it was written.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise BadInput(f"no file {str(path)!r}; it is written by the run that this folder belongs to") from error
+    except OSError as error:
+        raise BadInput(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"is not whole JSON ({error})") from error
+    if not isinstance(content, dict) or "sha256" not in content:
+        raise _damaged(path, "holds no sha256 of its content")
+    recorded = content.pop("sha256")
+    try:
+        actual = digest(content)
+    except BadInput as error:
+        raise _damaged(path, f"holds what was never written ({error})") from error
+    if actual != recorded:
+        raise _damaged(path, f"does not match its sha256 ({str(recorded)[:12]}... recorded, {actual[:12]}... found)")
+    return content
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, "torch.Tensor"], meta: Mapping[str, Any] | None = None
+) -> None:
+    """Replaces the file by these tensors (safetensors, on the CPU) with `meta` and a digest of both in its header."""
+    from safetensors.torch import save_file
+
+    whole: dict[str, torch.Tensor] = {}
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        if own.untyped_storage().data_ptr() in storages:
+            own = own.clone()  # the format refuses tensors that share memory
+        storages.add(own.untyped_storage().data_ptr())
+        whole[name] = own
+    text = canonical_json(meta or {})
+    header = {"meta": text, "sha256": _tensors_digest(whole, text)}
+    with _replacing(Path(path)) as temporary:
+        save_file(whole, temporary, metadata=header)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]]:
+    """The tensors and the meta data that `write_tensors` wrote, verified.
+
+    Raises:
+        BadInput: missing, truncated, changed since it was written, or not written by `write_tensors`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise BadInput(f"no file {str(path)!r}; it is written by the run that this folder belongs to")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise _damaged(path, f"is not a whole safetensors file ({error})") from error
+    if "sha256" not in header or "meta" not in header:
+        raise _damaged(path, "holds no sha256 of its content")
+    if _tensors_digest(tensors, header["meta"]) != header["sha256"]:
+        raise _damaged(path, "does not match its sha256")
+    return tensors, json.loads(header["meta"])
+
+
+def remove_leftovers(folder: Path) -> int:
+    """Deletes the files that killed processes left half-written below the folder; returns their number."""
+    leftovers = [path for path in folder.rglob(f".*{TEMPORARY}") if path.is_file()]
+    for path in leftovers:
+        path.unlink(missing_ok=True)
+    return len(leftovers)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; afterwards syncs it and renames it into place, or leaves nothing."""
+    from safetensors import SafetensorError
+
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)  # the rename itself
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"cannot write {str(path)!r}: {_why(error)}") from error
+    finally:
+        with suppress(OSError):  # renamed already, or never made
+            temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _why(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        return (
+            "the disk is full; free some space or give --out a folder on another disk, then run the same command again"
+        )
+    if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        return "a file is in the place of a folder, or a folder in the place of the file; give --out another folder"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "the folder is not writable; change its permissions or give --out another folder"
+    return f"{getattr(error, 'strerror', None) or error}; give --out another folder"
+
+
+def _damaged(path: Path, what: str) -> BadInput:
+    return BadInput(f"{str(path)!r} {what}: damaged; delete it to have it computed again, or start over with --fresh")
+
+
+def _tensors_digest(tensors: Mapping[str, "torch.Tensor"], meta: str) -> str:
+    """sha256 over meta and every tensor's name, type, shape and bytes, in the order of their names."""
+    import torch
+
+    sha = hashlib.sha256(meta.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(f"\n{name}\n{tensor.dtype}\n{tuple(tensor.shape)}\n".encode())
+        if tensor.numel():
+            sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()

@@ -1,0 +1,45 @@
+"""One process per run folder: a kernel lock, so that nothing stale is ever left behind."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from keylayers.errors import BadInput
+
+_held: set[int] = set()  # descriptors of the locks that this process holds
+
+
+def _release_in_child() -> None:
+    """A forked worker that outlives its killed parent must not keep the lock."""
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_release_in_child)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock; the kernel frees it when the process ends, however it ends."""
+    try:
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise BadInput(f"cannot write into {str(folder)!r}: {error.strerror}; give --out another folder") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(descriptor, 40).decode(errors="replace").strip() or "unknown"
+            raise BadInput(
+                f"{str(folder)!r} is in use by process {owner}; wait for it to end or give --out another folder"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        _held.add(descriptor)
+        yield
+    finally:
+        _held.discard(descriptor)
+        os.close(descriptor)
