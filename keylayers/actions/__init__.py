@@ -1,0 +1,24 @@
+"""What is done to the selected layers: one idea, one file. Actions meet criteria only in a Selection."""
+
+import importlib
+
+_HOME = {
+    "tuning_only": "tuning",
+    "forecast": "tuning",
+    "Forecast": "tuning",
+    "tune": "tune",
+    "TuneSettings": "tune",
+    "Tuned": "tune",
+    "fingerprints": "proof",
+    "kept_only": "revert",
+    "write_reverted": "revert",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = list(_HOME)

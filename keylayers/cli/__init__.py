@@ -1,0 +1,19 @@
+"""The command line: a shell over recipes; nothing imports it, and it imports nothing heavy before it must."""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Runs the command line; user errors print one text and exit with status 2, Ctrl-C with 130."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from keylayers.cli.app import app
+    from keylayers.errors import KeylayersError
+
+    try:
+        app(prog_name="keylayers")
+    except KeylayersError as error:
+        sys.stderr.write(f"keylayers: {error}\n")
+        raise SystemExit(2) from error
+    except KeyboardInterrupt as stop:
+        raise SystemExit(130) from stop

@@ -1,0 +1,158 @@
+"""The commands and their options; each calls one recipe."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from keylayers.cli import options as o
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find which layers of a model matter for your data, and train only those.",
+)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(help="Training seeds per arm.")] = 3,
+    fresh: o.Fresh = False,
+) -> None:
+    """The whole story on the bundled model, in minutes: score three styles, compare, tune, measure."""
+    from keylayers.cli.demo import run_demo
+
+    run_demo(out, seeds, fresh)
+
+
+@app.command()
+def layers(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, bundled:llama, or package.module:factory.")],
+    granularity: o.Granularity = "linear",
+    config: o.Config = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """What can be scored: the layers of a model, from its configuration alone."""
+    from keylayers.cli.show import show_layers
+
+    show_layers(model, granularity, trust_remote_code)
+
+
+@app.command()
+def score(
+    criteria: Annotated[list[str], typer.Argument(help="One or more criteria; `keylayers criteria` lists them.")],
+    model: o.Model = "bundled:llama",
+    data: o.Data = "bundled:pirate",
+    tuned: Annotated[
+        str | None,
+        typer.Option(
+            help="A tuned checkpoint, a peft adapter or an earlier scoring run; without it, stage 1 trains LoRA."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder, or FILE.json for the scores.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="A criterion's setting: KEY=VALUE.")] = None,
+    granularity: o.Granularity = "linear",
+    weights: o.Weights = None,
+    columns: o.Columns = None,
+    records: o.Records = None,
+    max_length: o.MaxLength = None,
+    steps: Annotated[int, typer.Option(help="Training steps of stage 1.")] = 200,
+    lr: Annotated[float, typer.Option(help="Learning rate of stage 1.")] = 3e-3,
+    batch_size: o.BatchSize = 16,
+    rank: o.Rank = 8,
+    seed: Annotated[int, typer.Option(help="Seed of stage 1.")] = 0,
+    fresh: o.Fresh = False,
+    config: o.Config = None,
+    dtype: o.Dtype = "auto",
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Score a model's layers on a data set."""
+    from keylayers.cli.runs import run_score
+
+    run_score(criteria, o.given(locals()))
+
+
+@app.command()
+def compare(
+    files: Annotated[list[Path], typer.Argument(help="Two or more score files, or scoring runs.")],
+    top: Annotated[str, typer.Option(help="Share of layers in the top set.")] = "75%",
+    acted: Annotated[str, typer.Option(help="Which set is acted on: top (tuned) or bottom (frozen).")] = "top",
+    plot: Annotated[Path | None, typer.Option(help="Heatmap of scores and agreement, .svg or .png.")] = None,
+) -> None:
+    """How far rankings agree, beside what chance alone would give."""
+    from keylayers.cli.show import show_agreement
+
+    show_agreement(files, top, acted, plot)
+
+
+@app.command()
+def tune(
+    model: o.Model = "bundled:llama",
+    data: o.Data = "bundled:pirate",
+    scores: Annotated[Path | None, typer.Option(help="Score file; policies such as random or last need none.")] = None,
+    select: Annotated[str, typer.Option(help="Policy: top:30%, params:10%, last:4, blocks:3,4, ...")] = "top:30%",
+    against: Annotated[list[str] | None, typer.Option(help="Another policy to run beside it; may be repeated.")] = None,
+    method: Annotated[str, typer.Option(help="lora, qlora or full.")] = "lora",
+    out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+    granularity: o.Granularity = "linear",
+    weights: o.Weights = None,
+    columns: o.Columns = None,
+    records: o.Records = None,
+    max_length: o.MaxLength = None,
+    steps: Annotated[int, typer.Option(help="Training steps.")] = 200,
+    lr: Annotated[
+        list[float] | None, typer.Option(help="Learning rate; several: each arm takes its best on calibration data.")
+    ] = None,
+    batch_size: o.BatchSize = 16,
+    rank: o.Rank = 8,
+    seeds: Annotated[int, typer.Option(help="Training seeds; two or more give intervals.")] = 1,
+    checkpointing: Annotated[bool, typer.Option(help="Recompute activations in the backward pass.")] = False,
+    fresh: o.Fresh = False,
+    config: o.Config = None,
+    dtype: o.Dtype = "auto",
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Train only the selected layers; beside them, other choices at the same steps and seeds."""
+    from keylayers.cli.runs import run_tune
+
+    run_tune(o.given(locals()))
+
+
+@app.command()
+def revert(
+    model: Annotated[str, typer.Option(help="Base checkpoint folder.")],
+    tuned: Annotated[str, typer.Option(help="Tuned checkpoint folder.")],
+    scores: Annotated[Path, typer.Option(help="Score file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the new checkpoint.")],
+    select: Annotated[str, typer.Option(help="Layers whose change stays.")] = "top:75%",
+) -> None:
+    """Take back the changes of the layers outside a selection; no training, streamed from disk."""
+    from keylayers.cli.runs import run_revert
+
+    run_revert(Path(model), Path(tuned), scores, out, select)
+
+
+@app.command()
+def criteria() -> None:
+    """The criteria, what each computes and what it needs."""
+    from keylayers.cli.show import show_criteria
+
+    show_criteria()
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> Any:
+    if version:
+        from keylayers import __version__
+
+        typer.echo(f"keylayers {__version__}")
+        raise typer.Exit

@@ -1,0 +1,151 @@
+"""Commands that work in a run folder: score, tune, revert."""
+
+from pathlib import Path
+from typing import Any
+
+from keylayers.cli.options import pairs
+from keylayers.cli.terminal import quiet_libraries, say, table
+
+
+def run_score(names: list[str], options: dict[str, Any]) -> None:
+    """`keylayers score`."""
+    from keylayers import criteria
+    from keylayers.runs import note
+
+    for name in names:
+        criteria.check(name)
+    note(f"scoring {options['model']} on {options['data']} with {', '.join(names)}")
+    quiet_libraries()
+    from keylayers.recipes.score import ScoreRequest, score
+    from keylayers.runs import open_run
+    from keylayers.scores.files import save
+    from keylayers.training.adapters import LoraSettings
+    from keylayers.training.train import TrainSettings
+
+    request = ScoreRequest(
+        inputs=_inputs(options),
+        criteria=tuple(names),
+        granularity=options["granularity"],
+        tuned=options["tuned"],
+        settings=pairs(options["settings"], "--set"),
+        stage_one=TrainSettings(
+            steps=options["steps"], batch_size=options["batch_size"], learning_rate=options["lr"], seed=options["seed"]
+        ),
+        lora=LoraSettings(rank=options["rank"], alpha=2.0 * options["rank"]),
+        batch_size=options["batch_size"],
+    )
+    folder, file = _score_place(options["out"], options["model"], options["data"])
+    with open_run(folder, "score", _plain(request), fresh=options["fresh"]) as run:
+        results = score(request, run)
+    for name, result in results.items():
+        _show_scores(result)
+        place = folder / f"{name}.json"
+        if file is not None:
+            place = file if len(results) == 1 else file.with_name(f"{file.stem}-{name}.json")
+            save(result, place)
+        say(f"stored in {place}")
+
+
+def run_tune(options: dict[str, Any]) -> None:
+    """`keylayers tune`."""
+    from keylayers.runs import note
+
+    note(f"tuning {options['select']} of {options['model']} on {options['data']}")
+    quiet_libraries()
+    from keylayers.actions.tune import TuneSettings
+    from keylayers.recipes.tune import COLUMNS, TuneRequest, compare_arms
+    from keylayers.runs import open_run, write_json
+    from keylayers.scores.files import load
+    from keylayers.training.adapters import LoraSettings
+    from keylayers.training.train import TrainSettings
+
+    rates = tuple(options["lr"] or (1e-4 if options["method"] == "full" else 3e-3,))
+    request = TuneRequest(
+        inputs=_inputs(options),
+        select=options["select"],
+        against=tuple(options["against"] or ()),
+        granularity=options["granularity"],
+        settings=TuneSettings(
+            method=options["method"],
+            training=TrainSettings(
+                steps=options["steps"],
+                batch_size=options["batch_size"],
+                learning_rate=rates[0],
+                checkpointing=options["checkpointing"],
+            ),
+            lora=LoraSettings(rank=options["rank"], alpha=2.0 * options["rank"]),
+        ),
+        learning_rates=rates,
+        seeds=options["seeds"],
+    )
+    scores = load(options["scores"]) if options["scores"] is not None else None
+    folder = options["out"] or Path("runs") / f"tune-{_slug(options['model'])}-{_slug(options['data'])}"
+    settings = {**_plain(request), "scores": scores.sha256 if scores is not None else None}
+    with open_run(folder, "tune", settings, fresh=options["fresh"]) as run:
+        result = compare_arms(request, run, scores)
+        write_json(folder / "comparison.json", _plain(result))
+    say(table(COLUMNS, result.rows()))
+    say(f"before tuning {result.base_loss:.4f} nats per token; test records only; ± is a 95 % interval over seeds")
+    say(f"the tuned model is in {folder / 'tuned'}; everything else in {folder}")
+
+
+def run_revert(base: Path, tuned: Path, scores: Path, out: Path, policy: str) -> None:
+    """`keylayers revert`."""
+    quiet_libraries()
+    from keylayers.actions.revert import write_reverted
+    from keylayers.scores import select
+    from keylayers.scores.files import load
+
+    selection = select(load(scores), policy)
+    kept, taken_back = write_reverted(base, tuned, selection, out)
+    say(f"{out}: {kept} tensors from {tuned}, {taken_back} from {base}")
+
+
+def _inputs(options: dict[str, Any]) -> Any:
+    from keylayers.recipes.inputs import Inputs
+
+    return Inputs(
+        model=options["model"],
+        data=options["data"],
+        weights=options["weights"],
+        columns=pairs(options["columns"], "--column"),
+        max_length=options["max_length"],
+        records=options["records"],
+        dtype=options["dtype"],
+        allow_pickle=options["allow_pickle"],
+        trust_remote_code=options["trust_remote_code"],
+    )
+
+
+def _show_scores(scores: Any) -> None:
+    bounds = scores.interval()
+    rows = []
+    for index in scores.order()[:10]:
+        layer = scores.layers[index]
+        spread = "" if bounds is None else f"[{bounds[index][0]:.4g}, {bounds[index][1]:.4g}]"
+        rows.append((layer.name, f"{scores.values[index]:.4g}", spread, f"{layer.size:,}"))
+    say(f"\n{scores.criterion}: the 10 most critical of {len(scores.layers)} layers")
+    say(table(("layer", "score", "95 % interval", "parameters"), rows))
+    noted = scores.provenance.settings
+    if "completeness_error" in noted:
+        drop = noted["loss_base"] - noted["loss_tuned"]
+        say(
+            f"the scores sum to {scores.values.sum() + noted['remainder']:.4f}; the loss really fell by {drop:.4f} nats per token"
+        )
+
+
+def _score_place(out: Path | None, model: str, data: str) -> tuple[Path, Path | None]:
+    if out is not None and out.suffix == ".json":
+        return out.with_suffix(".run"), out
+    return out or Path("runs") / f"score-{_slug(model)}-{_slug(data)}", None
+
+
+def _slug(text: str) -> str:
+    stem = text.rstrip("/").split("/")[-1].split(".json")[0]
+    return "".join(character if character.isalnum() or character in "-_" else "-" for character in stem)
+
+
+def _plain(request: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return asdict(request)

@@ -1,0 +1,145 @@
+"""ILA: gates learned on the change of each layer while everything else is frozen (Shi et al., arXiv:2410.17875)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.errors import BadInput, Diverged, UnknownName
+from keylayers.layers.gating import frozen, gated
+from keylayers.layers.layer import Layer
+from keylayers.maths.gates import expected_open, hard_concrete, soft_top_k
+from keylayers.measures.objective import count_terms, finite
+from keylayers.scores.scores import LayerScores
+
+
+@dataclass(frozen=True)
+class LearnedMask:
+    """Settings of `learned_mask`. The paper's text gives none of the numbers; `initial` is believed to be its own."""
+
+    initial: float = 4.0
+    """Score every layer starts from; sigmoid(4) = 0.982 is nearly the tuned model, 0 is halfway."""
+    optimiser: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = 0.01
+    steps: int = 100
+    """Optimisation steps; one batch each, in a seeded order."""
+    budget: Literal["none", "top_k", "l0"] = "none"
+    """`none` is the paper's relaxed form (Eq. 6, 7), where nothing makes the gates sparse; `top_k` keeps their sum at
+    `share` of the layers; `l0` adds `penalty` times the expected share of open hard-concrete gates to the loss."""
+    share: float = 0.3
+    penalty: float = 0.1
+    """nats per token for all gates open against none."""
+    seeds: int = 1
+    """Independent runs over differently ordered batches; more than one give intervals."""
+    seed: int = 0
+    save_every: int = 25
+    """Steps between saved states, from which an interrupted run resumes."""
+
+
+@criterion("model", "deltas", "data", settings=LearnedMask)
+def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask) -> LayerScores:
+    """The learned score s of each layer's gate sigmoid(s); any real number, mean over seeds.
+
+    Gates multiply the *change* of each layer, theta_0 + sigmoid(s) * delta (Eq. 6), and s alone is trained on the loss
+    (Eq. 7), the deltas being fixed. Cost: `seeds * steps` forward and backward passes of one batch.
+
+    Raises:
+        Diverged: if a loss or a gate's gradient is not finite; names step and layer.
+    """
+    assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
+    _check(settings, len(layers))
+    deltas = evidence.deltas.held()
+    rows = []
+    with frozen(evidence.model):
+        for repeat in range(settings.seeds):
+            scores = torch.full((len(layers),), float(settings.initial), requires_grad=True)
+            noise = torch.Generator()
+            with gated(evidence.model, deltas, lambda s=scores, g=noise: _gates(s, settings, g)):
+                rows.append(_learn(evidence, layers, settings, repeat, scores, noise))
+    repeats = torch.stack(rows)
+    return scored(
+        evidence,
+        layers,
+        repeats.mean(0),
+        criterion="learned_mask",
+        settings=settings,
+        repeats=repeats if settings.seeds > 1 else None,
+    )
+
+
+def _gates(scores: Tensor, settings: LearnedMask, noise: torch.Generator) -> Tensor:
+    if settings.budget == "top_k":
+        return soft_top_k(scores, settings.share * len(scores))
+    if settings.budget == "l0":
+        return hard_concrete(scores, noise)
+    return torch.sigmoid(scores)
+
+
+def _learn(
+    evidence: Evidence,
+    layers: Sequence[Layer],
+    settings: LearnedMask,
+    repeat: int,
+    scores: Tensor,
+    noise: torch.Generator,
+) -> Tensor:
+    """The scores after all steps of one seed; goes on from the state the evidence keeps."""
+    assert evidence.model is not None and evidence.data is not None
+    seed = settings.seed + repeat
+    make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings.optimiser]
+    optimiser = make([scores], lr=settings.learning_rate)
+    keep = evidence.checkpoint(f"learned_mask-{seed}") if evidence.checkpoint else None
+    start = 0
+    if keep is not None and (state := keep.load()) is not None:
+        start, tensors, _ = state
+        with torch.no_grad():
+            scores.copy_(tensors.pop("scores"))
+        optimiser.state[scores] = dict(tensors)
+    for step in range(start, settings.steps):
+        noise.manual_seed(seed * 1_000_003 + step)
+        batch = evidence.data[_batch_at(step, len(evidence.data), seed)]
+        summed, _ = evidence.loss(evidence.model, batch)
+        loss = summed / count_terms([batch])
+        finite(float(loss.detach()), f"learned_mask: the loss at step {step}")
+        if settings.budget == "l0":
+            loss = loss + settings.penalty * expected_open(scores) / len(layers)
+        optimiser.zero_grad()
+        loss.backward()
+        assert scores.grad is not None
+        if len(bad := (~torch.isfinite(scores.grad)).nonzero()):
+            raise Diverged(
+                f"learned_mask: the gradient of layer {layers[int(bad[0])].name} is not finite at step {step}; "
+                "compute in fp32 (--dtype float32) or check that layer's delta."
+            )
+        optimiser.step()
+        done = step + 1
+        if evidence.progress:
+            evidence.progress(repeat * settings.steps + done, settings.seeds * settings.steps, float(loss.detach()))
+        if keep is not None and (done % settings.save_every == 0 or done == settings.steps):
+            state = {key: value for key, value in optimiser.state.get(scores, {}).items() if isinstance(value, Tensor)}
+            keep.save(done, {"scores": scores.detach(), **state})
+    return scores.detach().clone()
+
+
+def _batch_at(step: int, count: int, seed: int) -> int:
+    """Which batch a step sees: each once per epoch, in an order of the seed and the epoch alone, so resuming is exact."""
+    epoch, place = divmod(step, count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+    return int(order[place])
+
+
+def _check(settings: LearnedMask, layers: int) -> None:
+    for name, known in (("optimiser", ("adam", "sgd")), ("budget", ("none", "top_k", "l0"))):
+        if getattr(settings, name) not in known:
+            raise UnknownName(f"learned_mask {name}", str(getattr(settings, name)), known)
+    if settings.steps < 1 or settings.seeds < 1:
+        raise BadInput(
+            f"learned_mask needs at least one step and one seed, got steps={settings.steps}, seeds={settings.seeds}."
+        )
+    if settings.budget == "top_k" and not 0 < settings.share * layers < layers:
+        raise BadInput(
+            f"learned_mask: share={settings.share} of {layers} layers must lie strictly between none and all."
+        )

@@ -1,0 +1,24 @@
+"""A seeded random number per layer: the control every criterion is shown beside."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.layers.layer import Layer
+from keylayers.scores.scores import LayerScores
+
+
+@dataclass(frozen=True)
+class Random:
+    """Settings of `random`."""
+
+    seed: int = 0
+
+
+@criterion(settings=Random)
+def random(evidence: Evidence, layers: Sequence[Layer], settings: Random) -> LayerScores:
+    """A uniform number in [0, 1) per layer, from the seed alone."""
+    values = np.random.default_rng(settings.seed).random(len(layers))
+    return scored(evidence, layers, values, criterion="random", settings=settings)
