@@ -1,6 +1,7 @@
 """What a network is made of: layer records and names, capture, intervention, weight deltas, gates on them."""
 
 import importlib
+from typing import Any
 
 _HOME = {
     "Layer": "layer",
@@ -27,7 +28,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

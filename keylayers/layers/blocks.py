@@ -1,6 +1,5 @@
 """Residual blocks found by structure: the repeated composite elements of a network's lists, in forward order."""
 
-from collections.abc import Sequence
 from math import prod
 
 from torch import Tensor, nn
@@ -54,14 +53,6 @@ def _weights(module: nn.Module) -> int:
         for parameter in node.inner._parameters.values()
         if parameter is not None
     )
-
-
-def block_index(name: str, blocks: Sequence[str]) -> int | None:
-    """Index of the block a module or parameter lies in; None outside the blocks."""
-    for index, block in enumerate(blocks):
-        if name == block or name.startswith(f"{block}."):
-            return index
-    return None
 
 
 def scalars(parameter: Tensor) -> int:

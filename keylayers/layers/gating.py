@@ -206,9 +206,9 @@ def _adding_to(gradients: Tensor, where: _Place) -> Callable[[Tensor], None]:
 
     def take(leaf: Tensor) -> None:
         assert leaf.grad is not None
-        change = where.change(like=torch.empty(0, dtype=torch.float64, device=leaf.device))
         shape = where.gate(gradients.unbind(), leaf).shape
-        gradients.index_add_(0, torch.tensor(where.gates), _inner(leaf.grad, change, shape).reshape(-1).cpu())
+        inner = _inner(leaf.grad, where.change(like=leaf.grad), shape).reshape(-1).cpu()
+        gradients.index_add_(0, torch.tensor(where.gates), inner.double())
         leaf.grad = None
 
     return take

@@ -1,9 +1,11 @@
 """Bringing a network in: hub id, local folder, `bundled:NAME`, or `package.module:factory` with safetensors weights."""
 
+from typing import Any
+
 _PUBLIC = {"LoadedModel": "loading", "load_model": "loading", "load_shape": "loading", "deltas_of": "tuned"}
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     if name in _PUBLIC:

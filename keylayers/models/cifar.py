@@ -28,6 +28,12 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """6n + 2 layers in three stages; takes images in [0, 1] and normalises them itself."""
 
+    mean: Tensor
+    std: Tensor
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(self, blocks: int, widths: tuple[int, int, int] = (16, 32, 64), classes: int = 10) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)

@@ -1,4 +1,4 @@
-"""What tuning changed, from whatever a user names as the tuned model: a checkpoint, a LoRA adapter or a weights file."""
+"""What tuning changed, from whatever a user names as tuned: a checkpoint, a LoRA adapter or a weights file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,10 +7,18 @@ import torch
 from torch import nn
 
 from keylayers.errors import BadInput
-from keylayers.layers.deltas import Deltas, deltas_from_adapter, deltas_from_checkpoints, unloaded
+from keylayers.layers.deltas import Deltas, deltas_from_adapter, deltas_from_checkpoints
 from keylayers.layers.layer import Layer
-from keylayers.layers.structure import first_names, unwrap
-from keylayers.layers.tensors import check_same_tensors, comparable, refuse_pickles, tensors_in_memory, tensors_on_disk
+from keylayers.layers.restoring import restored
+from keylayers.layers.structure import first_names, tensors_of, unwrap
+from keylayers.layers.tensors import (
+    check_same_tensors,
+    comparable,
+    equal_tensors,
+    refuse_pickles,
+    tensors_in_memory,
+    tensors_on_disk,
+)
 from keylayers.models.loading import load_model, load_shape, local_folder
 
 
@@ -38,29 +46,36 @@ def deltas_of(
     if not (path / "config.json").is_file():
         check_same_tensors(first, named)
     shape = load_shape(str(path), trust_remote_code=trust_remote_code)
-    check_same_tensors(first, comparable(tensors_in_memory(shape, str(path)), first_names(base)))
+    check_same_tensors(first, tensors_in_memory(shape, str(path)))  # before memory is spent on its weights
     other = load_model(str(path), dtype=_dtype_of(base), device="cpu", trust_remote_code=trust_remote_code).model
     return deltas_from_checkpoints(base, tensors_in_memory(other, str(path)), layers)
 
 
 def _deltas_of_adapter(base: nn.Module, folder: Path, layers: Sequence[Layer]) -> Deltas:
+    """Deltas of a stored peft adapter; it is put on the base for a moment, which is then as it was."""
     from peft import PeftModel
 
     if not any(folder.glob("*.safetensors")):
         refuse_pickles(folder.glob("*"))
-    network = unwrap(base)
-    wanting = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    adapted = None
-    try:
-        adapted = PeftModel.from_pretrained(network, str(folder))
+    _check_same_base(base, folder)
+    with restored(base), torch.random.fork_rng(devices=[]):  # peft draws before it loads
+        try:
+            adapted = PeftModel.from_pretrained(unwrap(base), str(folder))
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise BadInput(f"adapter {folder} does not fit the base model: {str(error).splitlines()[0]}") from error
         return deltas_from_adapter(adapted, layers)
-    except (ValueError, RuntimeError) as error:  # peft's words for an adapter of another network
-        raise BadInput(f"adapter {folder} does not fit the base model: {str(error).splitlines()[0]}") from error
-    finally:
-        if adapted is not None:
-            unloaded(adapted)
-        for parameter, flag in wanting:
-            parameter.requires_grad_(flag)
+
+
+def _check_same_base(base: nn.Module, folder: Path) -> None:
+    """peft stores embeddings beside the adapter when the head is adapted, and would load them into the base."""
+    own = tensors_of(base)
+    for file in folder.glob("*.safetensors"):
+        for name, load in tensors_on_disk(file).items():
+            if name in own and own[name].is_floating_point() and not equal_tensors(own[name].detach(), load()):
+                raise BadInput(
+                    f"adapter {folder} holds another {name} than the base model: it was trained on another base, or "
+                    "trained that too; merge the adapter and give both checkpoints."
+                )
 
 
 def _on_this_machine(source: str) -> Path:
@@ -76,8 +91,8 @@ def _on_this_machine(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json"]))
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"cannot find the tuned model {source!r}: {str(error).splitlines()[0]} Expected a hub id that is reachable or "
-            "cached, a checkpoint or adapter folder, or a safetensors file."
+            f"cannot find the tuned model {source!r}: {str(error).splitlines()[0]} Expected a hub id that is reachable "
+            "or cached, a checkpoint or adapter folder, or a safetensors file."
         ) from error
 
 
