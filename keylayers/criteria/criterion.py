@@ -13,7 +13,8 @@ from keylayers.errors import BadInput
 from keylayers.layers.deltas import Deltas
 from keylayers.layers.layer import Layer
 from keylayers.layers.tensors import TensorSource
-from keylayers.measures.objective import Batch, Loss, language_loss
+from keylayers.measures.objective import Batch, Loss, language_loss, model_device
+from keylayers.scores.checks import checked_layers
 from keylayers.scores.provenance import Provenance
 from keylayers.scores.scores import LayerScores
 
@@ -47,7 +48,7 @@ class Evidence:
     checkpoint: Callable[[str], Any] | None = None
     """Name of a loop -> where it keeps its state (`RunFolder.checkpoint`); None: nothing is kept."""
     progress: Callable[[int, int, float], None] | None = None
-    """Called with (step, steps, loss) by criteria that learn."""
+    """Called with (steps done, steps in all, loss) as work goes on; loss 0 by criteria that learn nothing."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,42 @@ class Criterion:
     summary: str
 
     def __call__(self, evidence: Evidence, layers: Sequence[Layer], settings: Any = None) -> LayerScores:
-        missing = sorted(need for need in self.needs if getattr(evidence, need) is None)
-        if missing:
-            raise BadInput(f"criterion {self.name!r} needs {' and '.join(NEEDS[need] for need in missing)}.")
+        """The scores of the layers; the model is left exactly as it was found.
+
+        Raises:
+            BadInput: if evidence is missing, is about other layers than those asked for, or the settings are another's.
+        """
         settings = self.settings() if settings is None else settings
+        if not isinstance(settings, self.settings):
+            raise BadInput(
+                f"criterion {self.name!r} takes {self.settings.__name__} as settings, got {type(settings).__name__}."
+            )
+        layers = checked_layers(layers, BadInput)
+        self._check(evidence, layers)
         start = time.perf_counter()
-        scores = self.compute(evidence, tuple(layers), settings)
+        scores = self.compute(evidence, layers, settings)
         spent = time.perf_counter() - start
         return replace(scores, provenance=replace(scores.provenance, seconds=round(spent, 3)))
+
+    def _check(self, evidence: Evidence, layers: tuple[Layer, ...]) -> None:
+        missing = [need for need in NEEDS if need in self.needs and getattr(evidence, need) is None]
+        if missing:
+            raise BadInput(f"criterion {self.name!r} needs {' and '.join(NEEDS[need] for need in missing)}.")
+        if "data" in self.needs and evidence.data is not None and len(evidence.data) == 0:
+            raise BadInput(f"criterion {self.name!r} got data without a single batch; give calibration records.")
+        if "deltas" in self.needs and evidence.deltas is not None and evidence.deltas.layers != layers:
+            raise BadInput(_other_layers(self.name, layers, evidence.deltas.layers))
+
+
+def _other_layers(criterion: str, asked: Sequence[Layer], held: Sequence[Layer]) -> str:
+    """How the layers of the deltas differ from those asked for."""
+    names, others = [layer.name for layer in asked], [layer.name for layer in held]
+    differing = [name for name in names if name not in others] + [name for name in others if name not in names]
+    how = f"differing in {', '.join(differing[:3])}" if differing else "in another order or with other parameters"
+    return (
+        f"criterion {criterion!r} is asked for {len(names)} layers, but the deltas are of {len(others)}, {how}; "
+        "make the deltas with the same list of layers (same model, same --granularity)."
+    )
 
 
 def criterion(*needs: str, settings: type) -> Callable[[Callable[..., LayerScores]], Criterion]:
@@ -97,7 +126,7 @@ def scored(
     noted = {**asdict(settings), **extra}
     if evidence.deltas is not None:
         noted["deltas"] = evidence.deltas.source
-    device = next((str(p.device) for p in evidence.model.parameters()), None) if evidence.model is not None else "cpu"
+    device = "cpu" if evidence.model is None else str(model_device(evidence.model))
     return LayerScores(
         tuple(layers),
         _numpy(values),

@@ -5,25 +5,29 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from keylayers.measures.objective import Batch, supervised
+from keylayers.measures.objective import supervised
 
 GROUPS = 8
 """Most groups the calibration batches are split into; each is one repeat behind an interval."""
 
 
-def groups_of(batches: Sequence[Batch]) -> list[list[int]]:
+def groups_of(batches: int) -> list[list[int]]:
     """Batch indices dealt round robin into at most GROUPS groups."""
-    count = min(GROUPS, len(batches))
-    return [list(range(start, len(batches), count)) for start in range(count)]
+    count = min(GROUPS, batches)
+    return [list(range(start, batches, count)) for start in range(count)]
 
 
 def per_token(
     sums: Float[np.ndarray, "batches layers"], terms: Sequence[int]
 ) -> tuple[Float[np.ndarray, " layers"], Float[np.ndarray, "repeats layers"] | None]:
-    """Sums over batches divided by their tokens: over all batches, and within each group where there are two or more."""
+    """Sums over batches divided by their tokens: over all batches, and within each group where there are two or more.
+
+    Raises:
+        BadInput: if no batch has a supervised token.
+    """
     counts = np.asarray(terms, dtype=np.float64)
     supervised(int(counts.sum()))
     total = sums.sum(0) / counts.sum()
-    groups = [group for group in groups_of(terms) if counts[group].sum() > 0]
+    groups = [group for group in groups_of(len(terms)) if counts[group].sum() > 0]
     repeats = np.stack([sums[group].sum(0) / counts[group].sum() for group in groups])
     return total, repeats if len(groups) > 1 else None

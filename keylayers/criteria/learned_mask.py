@@ -1,8 +1,9 @@
 """ILA: gates learned on the change of each layer while everything else is frozen (Shi et al., arXiv:2410.17875)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.layers.gating import frozen, gated
 from keylayers.layers.layer import Layer
 from keylayers.maths.gates import expected_open, hard_concrete, soft_top_k
-from keylayers.measures.objective import count_terms, finite
+from keylayers.measures.objective import finite, supervised
 from keylayers.scores.scores import LayerScores
 
 
@@ -51,15 +52,9 @@ def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedM
     """
     assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
     _check(settings, len(layers))
-    deltas = evidence.deltas.held()
-    rows = []
-    with frozen(evidence.model):
-        for repeat in range(settings.seeds):
-            scores = torch.full((len(layers),), float(settings.initial), requires_grad=True)
-            noise = torch.Generator()
-            with gated(evidence.model, deltas, lambda s=scores, g=noise: _gates(s, settings, g)):
-                rows.append(_learn(evidence, layers, settings, repeat, scores, noise))
-    repeats = torch.stack(rows)
+    held = replace(evidence, deltas=evidence.deltas.held())
+    with frozen(evidence.model), torch.enable_grad():
+        repeats = torch.stack([_learn(held, layers, settings, repeat) for repeat in range(settings.seeds)])
     return scored(
         evidence,
         layers,
@@ -78,54 +73,85 @@ def _gates(scores: Tensor, settings: LearnedMask, noise: torch.Generator) -> Ten
     return torch.sigmoid(scores)
 
 
-def _learn(
-    evidence: Evidence,
-    layers: Sequence[Layer],
-    settings: LearnedMask,
-    repeat: int,
-    scores: Tensor,
-    noise: torch.Generator,
-) -> Tensor:
+def _learn(evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask, repeat: int) -> Tensor:
     """The scores after all steps of one seed; goes on from the state the evidence keeps."""
-    assert evidence.model is not None and evidence.data is not None
-    seed = settings.seed + repeat
+    assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
+    seed, noise = settings.seed + repeat, torch.Generator()
+    scores = torch.full((len(layers),), float(settings.initial), requires_grad=True)
     make = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[settings.optimiser]
     optimiser = make([scores], lr=settings.learning_rate)
     keep = evidence.checkpoint(f"learned_mask-{seed}") if evidence.checkpoint else None
-    start = 0
+    identity = _identity(evidence, layers, settings)
+    start, used = 0, scores
     if keep is not None and (state := keep.load()) is not None:
-        start, tensors, _ = state
+        start, tensors, stored = state
+        _check_state(start, stored, settings, identity)
         with torch.no_grad():
             scores.copy_(tensors.pop("scores"))
         optimiser.state[scores] = dict(tensors)
-    for step in range(start, settings.steps):
-        noise.manual_seed(seed * 1_000_003 + step)
-        batch = evidence.data[_batch_at(step, len(evidence.data), seed)]
-        summed, _ = evidence.loss(evidence.model, batch)
-        loss = summed / count_terms([batch])
-        finite(float(loss.detach()), f"learned_mask: the loss at step {step}")
-        if settings.budget == "l0":
-            loss = loss + settings.penalty * expected_open(scores) / len(layers)
-        optimiser.zero_grad()
-        loss.backward()
-        assert scores.grad is not None
-        if len(bad := (~torch.isfinite(scores.grad)).nonzero()):
-            raise Diverged(
-                f"learned_mask: the gradient of layer {layers[int(bad[0])].name} is not finite at step {step}; "
-                "compute in fp32 (--dtype float32) or check that layer's delta."
-            )
-        optimiser.step()
-        done = step + 1
-        if evidence.progress:
-            evidence.progress(repeat * settings.steps + done, settings.seeds * settings.steps, float(loss.detach()))
-        if keep is not None and (done % settings.save_every == 0 or done == settings.steps):
-            state = {key: value for key, value in optimiser.state.get(scores, {}).items() if isinstance(value, Tensor)}
-            keep.save(done, {"scores": scores.detach(), **state})
+
+    def gates() -> Tensor:
+        nonlocal used
+        used = _gates(scores, settings, noise)
+        used.retain_grad()
+        return used
+
+    with gated(evidence.model, evidence.deltas, gates):
+        for step in range(start, settings.steps):
+            noise.manual_seed(seed * 1_000_003 + step)
+            batch = evidence.data[_batch_at(step, len(evidence.data), seed)]
+            summed, terms = evidence.loss(evidence.model, batch)
+            loss = summed / supervised(terms)
+            value = finite(float(loss.detach()), f"learned_mask: the loss at step {step}")
+            if settings.budget == "l0":
+                loss = loss + settings.penalty * expected_open(scores) / len(layers)
+            optimiser.zero_grad()
+            loss.backward()
+            _check_gradient(used.grad, layers, step)
+            optimiser.step()
+            done = step + 1
+            if evidence.progress:
+                evidence.progress(repeat * settings.steps + done, settings.seeds * settings.steps, value)
+            if keep is not None and (done % settings.save_every == 0 or done == settings.steps):
+                moments = {key: one for key, one in optimiser.state.get(scores, {}).items() if isinstance(one, Tensor)}
+                keep.save(done, {"scores": scores.detach(), **moments}, identity)
     return scores.detach().clone()
 
 
+def _check_gradient(gradient: Tensor | None, layers: Sequence[Layer], step: int) -> None:
+    """Raises Diverged naming the first layer whose gate has no finite gradient; none at all is as if it were 0."""
+    if gradient is not None and len(bad := (~torch.isfinite(gradient)).nonzero()):
+        raise Diverged(
+            f"learned_mask: the gradient of layer {layers[int(bad[0])].name} is not finite at step {step}; "
+            "compute in fp32 (--dtype float32) or check that layer's delta."
+        )
+
+
+def _identity(evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask) -> dict[str, Any]:
+    """What must be the same for a kept state to be one of this run; more steps or seeds may be asked for."""
+    assert evidence.data is not None
+    names = "\n".join(layer.name for layer in layers)
+    shape = {"layers": len(layers), "names": hashlib.sha256(names.encode()).hexdigest(), "batches": len(evidence.data)}
+    return shape | {
+        key: one for key, one in asdict(settings).items() if key not in ("steps", "seeds", "save_every", "seed")
+    }
+
+
+def _check_state(done: int, stored: Mapping[str, Any], settings: LearnedMask, identity: Mapping[str, Any]) -> None:
+    differing = [
+        f"{key} (stored {stored.get(key)!r}, given {one!r})" for key, one in identity.items() if stored.get(key) != one
+    ]
+    if done > settings.steps:
+        differing.append(f"steps (stored {done}, given {settings.steps})")
+    if differing:
+        raise BadInput(
+            f"learned_mask: the state kept here is of another run: {', '.join(differing)}; "
+            "score into another folder, or give --fresh to start over."
+        )
+
+
 def _batch_at(step: int, count: int, seed: int) -> int:
-    """Which batch a step sees: each once per epoch, in an order of the seed and the epoch alone, so resuming is exact."""
+    """Which batch a step sees: each once per epoch, in an order of seed and epoch alone, so resuming is exact."""
     epoch, place = divmod(step, count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
     return int(order[place])
@@ -135,10 +161,9 @@ def _check(settings: LearnedMask, layers: int) -> None:
     for name, known in (("optimiser", ("adam", "sgd")), ("budget", ("none", "top_k", "l0"))):
         if getattr(settings, name) not in known:
             raise UnknownName(f"learned_mask {name}", str(getattr(settings, name)), known)
-    if settings.steps < 1 or settings.seeds < 1:
-        raise BadInput(
-            f"learned_mask needs at least one step and one seed, got steps={settings.steps}, seeds={settings.seeds}."
-        )
+    for name in ("steps", "seeds", "save_every"):
+        if getattr(settings, name) < 1:
+            raise BadInput(f"learned_mask needs {name} of 1 or more, got {name}={getattr(settings, name)}.")
     if settings.budget == "top_k" and not 0 < settings.share * layers < layers:
         raise BadInput(
             f"learned_mask: share={settings.share} of {layers} layers must lie strictly between none and all."

@@ -16,8 +16,11 @@ from keylayers.measures.objective import finite
 def losses_one_at_a_time(
     evidence: Evidence, layers: Sequence[Layer], others: float
 ) -> tuple[Float[np.ndarray, " batches"], Float[np.ndarray, "batches layers"], list[int]]:
-    """Summed loss of each batch with all gates (and the remainder) at `others`; the same with one layer at the other end;
-    tokens of each batch. Memory: the outputs of all blocks for one batch.
+    """Summed loss of each batch with all gates (and the remainder) at `others`; the same with each layer's at the other
+    end; tokens of each batch. Memory: the outputs of all blocks for one batch.
+
+    Raises:
+        Diverged: if a loss is not finite; names batch and layer.
     """
     assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
     model, deltas = evidence.model, evidence.deltas.held()
@@ -28,15 +31,16 @@ def losses_one_at_a_time(
         for row, batch in enumerate(evidence.data):
             with block_outputs(model) as outputs:
                 value, terms[row] = evidence.loss(model, batch)
-            whole[row] = finite(float(value), f"the loss of batch {row}")
+            whole[row] = finite(float(value), f"the loss of batch {row} with all gates at {others:g}")
             for column, layer in enumerate(layers):
                 if not deltas.changes[column]:
                     flipped[row, column] = whole[row]
                     continue
                 gates[column] = 1.0 - others
-                before_blocks = layer.block is None and not any(other.block is not None for other in layers[:column])
-                with resumed(model, outputs, 0 if before_blocks else layer.block):
-                    flipped[row, column] = float(evidence.loss(model, batch)[0])
+                with resumed(model, outputs, outputs.start(layer)):
+                    value, _ = evidence.loss(model, batch)
+                what = f"the loss of batch {row} with only the gate of {layer.name} at {1 - others:g}"
+                flipped[row, column] = finite(float(value), what)
                 gates[column] = others
                 if evidence.progress:
                     evidence.progress(row * len(layers) + column + 1, len(evidence.data) * len(layers), 0.0)

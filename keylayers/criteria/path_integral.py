@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from keylayers.criteria.criterion import Evidence, criterion, scored
 from keylayers.criteria.evaluation import per_token
+from keylayers.errors import BadInput
 from keylayers.layers.gating import frozen, gate_gradients, gated
 from keylayers.layers.layer import Layer
-from keylayers.measures.objective import finite
+from keylayers.measures.objective import Batch, finite
 from keylayers.scores.scores import LayerScores
 
 
@@ -28,37 +30,21 @@ def path_integral(evidence: Evidence, layers: Sequence[Layer], settings: PathInt
 
     score_l = -integral_0^1 dL/dgate_l at theta_0 + t * delta dt, by Gauss-Legendre quadrature (integrated gradients,
     Sundararajan et al. 2017, Eq. 1, on the path base -> tuned with one variable per layer). The scores and the share of
-    parameters outside the layers (`remainder`) sum to the real drop; how nearly is noted as `completeness_error`.
+    parameters outside the layers (`remainder`) sum to the real drop; how nearly is noted as `completeness_error`. Where
+    a router changes its mind on the way the loss jumps, which no slope shows and no number of points mends.
     Cost: `points` forward and backward passes over the data. Dense deltas stream (see `gate_gradients`).
+
+    Raises:
+        Diverged: if a loss or a gradient is not finite; names the gate value, and batch or layer.
     """
     assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
-    model, deltas, batches = evidence.model, evidence.deltas, evidence.data
-    nodes, weights = np.polynomial.legendre.leggauss(settings.points)
-    sums = np.zeros((len(batches), len(layers) + 1))
-    ends, terms = np.zeros((len(batches), 2)), [0] * len(batches)
-    done, total = 0, settings.points * len(batches)
-    with frozen(model):
-        for node, weight in zip((nodes + 1) / 2, weights / 2, strict=True):
-            for index, batch in enumerate(batches):
-
-                def run_backward(batch=batch, index=index) -> None:  # noqa: ANN001
-                    value, terms[index] = evidence.loss(model, batch)
-                    finite(float(value.detach()), f"the loss of batch {index} at gate {node:.3f}")
-                    value.backward()
-
-                gradient, rest = gate_gradients(model, deltas, node, run_backward)
-                sums[index] -= weight * np.append(gradient.numpy(), rest)
-                done += 1
-                if evidence.progress:
-                    evidence.progress(done, total, 0.0)
-        for column, gate in enumerate((0.0, 1.0)):
-            with torch.no_grad(), gated(model, deltas, deltas.uniform(gate), gate):
-                for index, batch in enumerate(batches):
-                    ends[index, column] = float(evidence.loss(model, batch)[0].detach())
-    values, repeats = per_token(sums, terms)
-    before, after = ends.sum(0) / sum(terms)
+    if settings.points < 1:
+        raise BadInput(f"path_integral needs at least one point on the path, got points={settings.points}.")
+    with frozen(evidence.model), torch.enable_grad():
+        sums, terms = _attributions(evidence, layers, settings.points)
+        values, repeats = per_token(sums, terms)
+        before, after = (_loss_at(evidence, gate) / sum(terms) for gate in (0.0, 1.0))
     drop = before - after
-    error = abs(values.sum() - drop) / max(abs(drop), 1e-12)
     return scored(
         evidence,
         layers,
@@ -69,5 +55,41 @@ def path_integral(evidence: Evidence, layers: Sequence[Layer], settings: PathInt
         loss_base=before,
         loss_tuned=after,
         remainder=values[-1],
-        completeness_error=error,
+        completeness_error=abs(values.sum() - drop) / max(abs(drop), 1e-12),
+    )
+
+
+def _attributions(
+    evidence: Evidence, layers: Sequence[Layer], points: int
+) -> tuple[Float[np.ndarray, "batches layers+1"], list[int]]:
+    """Summed loss drop of each batch due to each layer and, last, to the remainder; tokens of each batch."""
+    assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
+    nodes, weights = np.polynomial.legendre.leggauss(points)  # on [-1, 1], of total weight 2
+    batches, sums = evidence.data, np.zeros((len(evidence.data), len(layers) + 1))
+    terms, names = [0] * len(batches), [f"of layer {layer.name}" for layer in layers]
+    for point, (node, weight) in enumerate(zip((nodes + 1) / 2, weights / 2, strict=True)):
+        for index, batch in enumerate(batches):
+
+            def run_backward(batch: Batch = batch, index: int = index, node: float = node) -> None:
+                assert evidence.model is not None
+                loss, terms[index] = evidence.loss(evidence.model, batch)
+                finite(float(loss.detach()), f"path_integral: the loss of batch {index} at gates of {node:.3f}")
+                loss.backward()
+
+            gradients, rest = gate_gradients(evidence.model, evidence.deltas, node, run_backward)
+            for name, value in zip((*names, "outside the layers"), (*gradients.tolist(), rest), strict=True):
+                finite(value, f"path_integral: the gradient {name} at gates of {node:.3f}")
+            sums[index] -= weight * np.append(gradients.numpy(), rest)
+            if evidence.progress:
+                evidence.progress(point * len(batches) + index + 1, points * len(batches), 0.0)
+    return sums, terms
+
+
+def _loss_at(evidence: Evidence, gate: float) -> float:
+    """Summed loss over all batches with every gate, the remainder's included, at one value."""
+    assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
+    with torch.no_grad(), gated(evidence.model, evidence.deltas, evidence.deltas.uniform(gate), gate):
+        losses = [float(evidence.loss(evidence.model, batch)[0]) for batch in evidence.data]
+    return sum(
+        finite(loss, f"path_integral: the loss of batch {i} at gates of {gate:g}") for i, loss in enumerate(losses)
     )

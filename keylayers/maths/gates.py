@@ -16,29 +16,31 @@ CONCRETE_TEMPERATURE = 2 / 3
 def soft_top_k(scores: Scores, total: float, temperature: float = 1.0) -> Scores:
     """Gates sigmoid((s + nu) / temperature) in (0, 1) whose sum is `total`; nu by bisection, differentiated implicitly.
 
-    As the temperature falls they tend to the indicator of the `total` largest scores.
+    As the temperature falls they tend to the indicator of the `total` largest scores. Computed in float64, in which the
+    sum is exact to rounding.
 
     Raises:
-        ValueError: unless 0 < total < number of layers.
+        ValueError: unless 0 < total < number of layers and the temperature is positive.
     """
     if not 0 < total < len(scores):
         raise ValueError(f"the gates of {len(scores)} layers cannot sum to {total}")
+    if not temperature > 0:
+        raise ValueError(f"the temperature must be positive, got {temperature}")
+    precise = scores.double()
     with torch.no_grad():
-        reach = temperature * 40 + float(scores.abs().max())
-        low, high = torch.tensor(-reach).to(scores), torch.tensor(reach).to(scores)
-        for _ in range(80):
+        # At either end every gate is within sigmoid(-40) of 0 or of 1.
+        low, high = -precise.max() - 40 * temperature, -precise.min() + 40 * temperature
+        for _ in range(100):
             middle = (low + high) / 2
-            if torch.sigmoid((scores + middle) / temperature).sum() < total:
-                low = middle
-            else:
-                high = middle
+            too_low = torch.sigmoid((precise + middle) / temperature).sum() < total
+            low, high = torch.where(too_low, middle, low), torch.where(too_low, high, middle)
         nu = (low + high) / 2
-        gates = torch.sigmoid((scores + nu) / temperature)
-        slope = gates * (1 - gates)
-        share = slope / slope.sum().clamp_min(1e-30)
-    # sum(gates) is constant, so dnu/ds_i = -slope_i / sum(slope).
-    shifted = scores + nu - (share * (scores - scores.detach())).sum()
-    return torch.sigmoid(shifted / temperature)
+        slope = torch.sigmoid((precise + nu) / temperature)
+        slope = slope * (1 - slope)
+        share = slope / slope.sum().clamp_min(1e-300)
+    # The sum is constant, so dnu/ds_i = -slope_i / sum(slope); the last term is 0 and carries that derivative.
+    shifted = precise + nu - (share * (precise - precise.detach())).sum()
+    return torch.sigmoid(shifted / temperature).to(scores.dtype)
 
 
 def hard_concrete(log_alpha: Scores, generator: torch.Generator | None = None) -> Scores:

@@ -11,7 +11,8 @@ from keylayers.data.records import Record, Records
 from keylayers.data.tokenise import padding_id, tokenise_prompts
 from keylayers.errors import BadInput
 from keylayers.measures.intervals import Interval, wilson_interval
-from keylayers.measures.loss import evaluating, model_device
+from keylayers.measures.loss import evaluating
+from keylayers.measures.objective import model_device
 
 
 @dataclass(frozen=True)

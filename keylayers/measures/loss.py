@@ -1,22 +1,19 @@
 """Held-out loss: the negative log-likelihood of each example's supervised tokens, in nats."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
 
 from keylayers.data.batches import batch_indices, collate
 from keylayers.data.tokenise import IGNORED, Examples
-from keylayers.errors import BadInput, Diverged
-
-Batch = Mapping[str, Tensor]
+from keylayers.errors import Diverged
+from keylayers.measures.objective import Batch, predictions, supervised, supervised_losses
 
 _LOGIT_ELEMENTS = 2**26  # logits held at once, 256 MiB in fp32: what bounds the memory of a wide vocabulary
 
@@ -43,18 +40,12 @@ class ExampleLosses:
 
 
 def token_losses(
-    logits: Float[Tensor, "batch seq vocab"], labels: Int[Tensor, "batch seq"]
-) -> Float[Tensor, "batch seq-1"]:
-    """Negative log-likelihood of each label by the logits one place before it, in nats; 0 where the label is -100.
-
-    The shift is done here, once. The softmax is in float32 (float64 for float64 logits), only over supervised places.
-    """
-    targets = labels[:, 1:]
-    supervised = targets != IGNORED
-    precise = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    losses = torch.zeros(targets.shape, dtype=precise, device=logits.device)
-    chosen = logits[:, :-1][supervised].to(precise)  # (supervised tokens, vocab)
-    losses[supervised] = functional.cross_entropy(chosen, targets[supervised], reduction="none")
+    logits: Float[Tensor, "batch places vocab"], targets: Int[Tensor, "batch places"]
+) -> Float[Tensor, "batch places"]:
+    """Negative log-likelihood of each target by the logits beside it, in nats; 0 where the target is -100."""
+    chosen, kept = supervised_losses(logits, targets)
+    losses = torch.zeros(targets.shape, dtype=chosen.dtype, device=logits.device)
+    losses[kept] = chosen
     return losses
 
 
@@ -78,8 +69,7 @@ def example_losses(model: nn.Module, data: Examples | Sequence[Batch], *, batch_
             tokens.append(counted)
             origins += names
             order += places
-    if not order or not int(torch.cat(tokens).sum()):
-        raise BadInput("there is no supervised token to measure a loss on; give records whose completions fit")
+    supervised(int(torch.cat(tokens).sum()) if order else 0)
     back = np.argsort(order)
     return ExampleLosses(
         torch.cat(nats).numpy()[back], torch.cat(tokens).numpy()[back], tuple(origins[place] for place in back)
@@ -98,11 +88,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def model_device(model: nn.Module) -> torch.device:
-    """Where a model takes its input: the device of its first parameter."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
 def _numbered(data: Examples | Sequence[Batch], size: int) -> Iterator[tuple[list[int], list[str], Batch]]:
     if isinstance(data, Examples):
         lengths = [len(ids) for ids in data.input_ids]
@@ -119,29 +104,19 @@ def _numbered(data: Examples | Sequence[Batch], size: int) -> Iterator[tuple[lis
 
 def _batch_losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Summed nats (float64) and supervised tokens per row, some rows at a time where the logits would be too many."""
-    device = model_device(model)
-    ids, mask, labels = (batch[name].to(device) for name in ("input_ids", "attention_mask", "labels"))
-    rows = max(1, _LOGIT_ELEMENTS // max(1, ids.shape[1] * _vocabulary(model)))
-    nats = list[Tensor]()
-    for some in torch.arange(len(ids), device=device).split(rows):
-        output = model(input_ids=ids[some], attention_mask=mask[some], **_without_cache(model))
-        losses = token_losses(_logits(output), labels[some])
-        nats.append(losses.sum(dim=1, dtype=torch.float64).cpu())
-    return torch.cat(nats), (labels[:, 1:] != IGNORED).sum(dim=1).cpu()
-
-
-def _logits(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output["logits"] if isinstance(output, dict) else output.logits
+    count, length = batch["labels"].shape
+    rows = max(1, _LOGIT_ELEMENTS // max(1, length * _vocabulary(model)))
+    nats, tokens = list[Tensor](), list[Tensor]()
+    for some in torch.arange(count).split(rows):
+        logits, targets = predictions(model, {key: value[some] for key, value in batch.items()})
+        nats.append(token_losses(logits, targets).sum(dim=1, dtype=torch.float64).cpu())
+        tokens.append((targets != IGNORED).sum(dim=1).cpu())
+    return torch.cat(nats), torch.cat(tokens)
 
 
 def _vocabulary(model: nn.Module) -> int:
     config = getattr(model, "config", None)
     return int(getattr(config, "vocab_size", None) or 1)
-
-
-def _without_cache(model: nn.Module) -> dict[str, bool]:
-    """Switches off the cache of keys and values, which a loss has no use for, where the model knows of one."""
-    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
 
 
 def _require_finite(nats: Tensor, number: int, names: list[str]) -> None:

@@ -1,70 +1,102 @@
 """The losses that are differentiated or compared: summed over a batch, with the count that normalises them globally."""
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from keylayers.data.tokenise import IGNORED
 from keylayers.errors import BadInput, Diverged
+from keylayers.layers.structure import inner_module, unwrap
 
 Batch = Mapping[str, Any]
+"""Inputs of a model by the names its forward takes, and `labels`."""
+
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
 """(model, batch) -> summed loss in nats (differentiable), number of terms in it."""
 
 
-def language_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-    """Summed next-token cross-entropy over supervised positions, in nats (fp32), and their number.
+def language_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
+    """Summed cross-entropy of the supervised tokens, in nats (float64 sum of float32 terms), and their number."""
+    losses, _ = supervised_losses(*predictions(model, batch))
+    return losses.sum(dtype=torch.float64), len(losses)
 
-    Encoder-decoder and masked models predict the label at its own position, so theirs is not shifted.
+
+def image_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
+    """Summed cross-entropy of image classes, in nats (float64 sum of float32 terms), and the number of images."""
+    moved = on_device(batch, model_device(model))
+    logits = logits_of(model(**{key: value for key, value in moved.items() if key != "labels"}))
+    losses, _ = supervised_losses(logits, moved["labels"])
+    return losses.sum(dtype=torch.float64), len(losses)
+
+
+def predictions(
+    model: nn.Module, batch: Batch
+) -> tuple[Float[Tensor, "batch places vocab"], Int[Tensor, "batch places"]]:
+    """Logits, and beside them the token each should predict (-100: none), for a batch in Hugging Face's convention.
+
+    Causal models predict the label one place on; encoder-decoder and masked models the one at its own place. The
+    model's own loss and its reduction are not used.
     """
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    labels = batch["labels"]
-    if _predicts_in_place(model):
-        logits = model(**(dict(batch) if getattr(model.config, "is_encoder_decoder", False) else inputs)).logits
-    else:
-        logits, labels = model(**inputs).logits[:, :-1], labels[:, 1:]
-    kept = labels != IGNORED
-    return cross_entropy(logits[kept].float(), labels[kept], reduction="sum"), int(kept.sum())
+    root: Any = inner_module(unwrap(model))
+    config = getattr(root, "config", None)
+    moved = on_device(batch, model_device(model))
+    labels = moved["labels"]
+    inputs = {key: value for key, value in moved.items() if key != "labels"}
+    if hasattr(config, "use_cache"):
+        inputs["use_cache"] = False  # keys and values serve generation; a loss has no use for them
+    if getattr(config, "is_encoder_decoder", False):
+        return logits_of(model(**inputs, labels=labels)), labels  # the model shifts them into the decoder's input
+    if type(root).__name__.endswith("ForMaskedLM"):
+        return logits_of(model(**inputs)), labels
+    return logits_of(model(**inputs))[:, :-1], labels[:, 1:]
 
 
-def image_loss(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-    """Summed cross-entropy of image classes, in nats (fp32), and the number of images."""
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    out = model(**inputs)
-    logits = out if isinstance(out, Tensor) else out.logits
-    return cross_entropy(logits.float(), batch["labels"], reduction="sum"), len(batch["labels"])
+def supervised_losses(
+    logits: Float[Tensor, "*places vocab"], targets: Int[Tensor, "*places"]
+) -> tuple[Float[Tensor, " tokens"], Bool[Tensor, "*places"]]:
+    """Negative log-likelihood of each supervised target, in nats, and which places those are.
+
+    The softmax is in float32 (float64 for float64 logits), only over supervised places.
+    """
+    targets = targets.to(logits.device)
+    kept = targets != IGNORED
+    precise = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return cross_entropy(logits[kept].to(precise), targets[kept], reduction="none"), kept
 
 
-def count_terms(batches: Iterable[Batch]) -> int:
-    """Supervised positions in the batches that have a predecessor to predict them from."""
-    counts = (int((b["labels"][:, 1:] != IGNORED).sum()) if b["labels"].ndim > 1 else len(b["labels"]) for b in batches)
-    return supervised(sum(counts))
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returns: the tensor itself, an entry of a dict, or an attribute."""
+    return output if isinstance(output, Tensor) else output["logits"] if isinstance(output, dict) else output.logits
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Where a model takes its input: the device of its first parameter."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def on_device(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors there."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def supervised(count: int) -> int:
     """The count itself. Raises BadInput if there is nothing to learn from."""
     if count == 0:
         raise BadInput(
-            "the data has no supervised token: every label is masked. Give records with completions that fit the context."
+            "the data has no supervised token: every label is masked; give records whose completions fit the context."
         )
     return count
 
 
 def finite(value: float, what: str) -> float:
     """The value itself. Raises Diverged if it is NaN or infinite."""
-    if not torch.isfinite(torch.tensor(value)):
+    if not math.isfinite(value):
         raise Diverged(
             f"{what} is {value}; lower the learning rate, compute in fp32 (--dtype float32) or check the data."
         )
     return value
-
-
-def _predicts_in_place(model: nn.Module) -> bool:
-    config = getattr(model, "config", None)
-    masked = any(
-        name.endswith("ForMaskedLM") for name in getattr(config, "architectures", None) or [type(model).__name__]
-    )
-    return bool(getattr(config, "is_encoder_decoder", False)) or masked

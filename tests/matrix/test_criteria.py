@@ -1,0 +1,159 @@
+"""Every criterion on every tiny architecture, on low-rank and on dense changes."""
+
+import copy
+import functools
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from keylayers import criteria
+from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.learned_mask import LearnedMask
+from keylayers.criteria.path_integral import PathIntegral
+from keylayers.scores.files import load, save
+from keylayers.scores.scores import LayerScores
+from tests import tiny_models
+from tests.criteria.examples import CONVOLUTIONAL, EXPERT_MODELS, evidence_of, mean_loss
+
+KINDS = ("lora", "dense")
+SETTINGS: dict[str, Any] = {
+    "learned_mask": LearnedMask(steps=3, learning_rate=0.2),
+    "path_integral": PathIntegral(points=2),
+}
+ORDERED = ("learned_mask",)  # sees one batch a step, so their order matters
+
+
+@functools.cache
+def shared(name: str, kind: str) -> Evidence:
+    """One model and its changes for all tests, left in a state that a careless criterion would tidy up."""
+    evidence = evidence_of(name, kind, every=3)
+    model = evidence.model
+    assert model is not None
+    model.train()
+    next(model.children()).eval()  # a part the user keeps in eval mode
+    parameters = list(model.parameters())
+    parameters[-1].requires_grad_(False)
+    parameters[0].grad = torch.ones_like(parameters[0])
+    model.register_forward_hook(lambda module, args, output: None)  # the user's own
+    return evidence
+
+
+def score(criterion: str, evidence: Evidence) -> LayerScores:
+    assert evidence.deltas is not None
+    return criteria.get(criterion)(evidence, evidence.deltas.layers, SETTINGS.get(criterion))
+
+
+@dataclass(frozen=True)
+class State:
+    """All of a model, and of the process, that a criterion must leave as it was."""
+
+    tensors: dict[str, tuple[int, int, torch.Tensor]]
+    """Name -> identity, version counter (it counts writes, even those of equal values), copy."""
+    gradients: dict[str, tuple[int, torch.Tensor | None]]
+    wanting: dict[str, bool]
+    training: dict[str, bool]
+    hooks: dict[str, tuple[int, ...]]
+    own: dict[str, frozenset[str]]
+    """Attributes on each module itself: a `forward` put on the instance would show."""
+    generators: tuple[bytes, str, str]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "State":
+        named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        modules = dict(model.named_modules())
+        kinds = [key for key in vars(nn.Module()) if key.endswith("_hooks")]
+        return cls(
+            {name: (id(one), one._version, one.detach().clone()) for name, one in named.items()},
+            {name: (id(one.grad), copy.deepcopy(one.grad)) for name, one in model.named_parameters()},
+            {name: one.requires_grad for name, one in model.named_parameters()},
+            {name: one.training for name, one in modules.items()},
+            {name: tuple(len(getattr(one, kind)) for kind in kinds) for name, one in modules.items()},
+            {name: frozenset(vars(one)) for name, one in modules.items()},
+            (torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state()), repr(random.getstate())),
+        )
+
+    def assert_same(self, later: "State") -> None:
+        for name, (identity, version, value) in self.tensors.items():
+            other = later.tensors[name]
+            assert (identity, version) == other[:2] and torch.equal(value, other[2]), name
+        for name, (identity, gradient) in self.gradients.items():
+            other_identity, other_gradient = later.gradients[name]
+            assert identity == other_identity, name
+            assert gradient is None or torch.equal(gradient, other_gradient), name
+        for part in ("wanting", "training", "hooks", "own", "generators"):
+            assert getattr(self, part) == getattr(later, part), part
+
+
+class Stopped(Exception):
+    """Raised in the middle of a loss."""
+
+
+def stopping(evidence: Evidence, after: int) -> Evidence:
+    """The evidence with a loss that fails, once its forward pass is done, at its call number `after` (from 0)."""
+    calls = 0
+
+    def loss(model: nn.Module, batch: Any) -> Any:
+        nonlocal calls
+        value = evidence.loss(model, batch)
+        if calls == after:
+            raise Stopped
+        calls += 1
+        return value
+
+    return replace(evidence, loss=loss)
+
+
+@pytest.mark.parametrize("criterion", criteria.CRITERIA)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", tiny_models.ALL)
+def test_scores_are_sound_and_the_model_is_left_as_it_was(name: str, kind: str, criterion: str, tmp_path: Path) -> None:
+    evidence = shared(name, kind)
+    assert evidence.model is not None and evidence.data is not None and evidence.deltas is not None
+    before = State.of(evidence.model)
+    scores = score(criterion, evidence)
+    before.assert_same(State.of(evidence.model))
+
+    assert scores.layers == evidence.deltas.layers and np.isfinite(scores.values).all()
+    assert len(set(scores.values.tolist())) > len(scores.layers) / 2  # they tell layers apart
+
+    save(scores, tmp_path / "scores.json")
+    assert load(tmp_path / "scores.json") == scores
+
+    if criterion in ORDERED:
+        np.testing.assert_array_equal(score(criterion, evidence).values, scores.values)
+    else:
+        reversed_order = score(criterion, replace(evidence, data=evidence.data[::-1]))
+        np.testing.assert_allclose(reversed_order.values, scores.values, rtol=1e-6, atol=1e-6)
+
+    if "data" in criteria.get(criterion).needs:
+        for after in (0, 2):
+            with pytest.raises(Stopped):
+                score(criterion, stopping(evidence, after))
+            before.assert_same(State.of(evidence.model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", tiny_models.ALL)
+def test_scores_equal_changing_the_weights_by_hand(name: str, kind: str) -> None:
+    """Taking one change back and adding one alone, on copies; and the path's integral is the drop of the loss."""
+    evidence = evidence_of(name, kind, double=True, every=8)
+    assert evidence.deltas is not None
+    count = len(evidence.deltas.layers)
+    base, tuned = (mean_loss(evidence, [gate] * count, gate) for gate in (0.0, 1.0))
+    out, single = score("leave_one_out", evidence), score("add_one_in", evidence)
+    for column, layer in enumerate(evidence.deltas.layers):
+        one = [float(index == column) for index in range(count)]
+        without = mean_loss(evidence, [1 - gate for gate in one], 1.0)
+        assert out.values[column] == pytest.approx(without - tuned, abs=1e-6), layer.name
+        assert single.values[column] == pytest.approx(base - mean_loss(evidence, one, 0.0), abs=1e-6), layer.name
+    if name not in EXPERT_MODELS:  # where a router changes its mind on the way, the loss jumps: no slope shows it
+        path = criteria.get("path_integral")(evidence, evidence.deltas.layers)
+        total = path.values.sum() + path.provenance.settings["remainder"]
+        share = 0.03 if name in CONVOLUTIONAL else 0.005  # rectified units switch on the way
+        assert total == pytest.approx(base - tuned, rel=share, abs=1e-6)
