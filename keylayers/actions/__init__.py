@@ -1,12 +1,15 @@
-"""What is done to the selected layers: one idea, one file. Actions meet criteria only in a Selection."""
+"""What is done to the selected layers: one idea, one file. Actions meet criteria only in a Selection.
+
+`tune` is both a file and its function, so it is imported as `from keylayers.actions.tune import tune`.
+"""
 
 import importlib
+from typing import Any
 
 _HOME = {
     "tuning_only": "tuning",
     "forecast": "tuning",
     "Forecast": "tuning",
-    "tune": "tune",
     "TuneSettings": "tune",
     "Tuned": "tune",
     "fingerprints": "proof",
@@ -15,7 +18,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> object:
+def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

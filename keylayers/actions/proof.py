@@ -25,8 +25,9 @@ def fingerprints(model: nn.Module) -> dict[str, str]:
 def digest_of(tensor: Tensor) -> str:
     """SHA-256 of a tensor's shape, dtype and bytes."""
     flat = tensor.detach().cpu().contiguous()
-    head = f"{tuple(flat.shape)}{flat.dtype}".encode()
-    return hashlib.sha256(head + flat.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    sha = hashlib.sha256(f"{tuple(flat.shape)}{flat.dtype}".encode())
+    sha.update(flat.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def changed_names(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
@@ -40,10 +41,11 @@ def check_only_changed(before: Mapping[str, str], after: Mapping[str, str], allo
     Raises:
         KeylayersError: if anything outside `allowed` changed; names the first few.
     """
-    stray = sorted(set(changed_names(before, after)) - set(allowed))
-    if stray:
+    changed = changed_names(before, after)
+    if stray := sorted(set(changed) - set(allowed)):
         raise KeylayersError(
-            f"training changed {len(stray)} tensors outside the selection, first {', '.join(stray[:3])}; "
-            "the result is not what was asked for and is not kept. (Buffers of layers in training mode do this.)"
+            f"training changed {len(stray)} tensors outside the selection, first {', '.join(stray[:3])}; the result is "
+            "not what was asked for and is not kept. A module that changes its own buffers in training mode does this: "
+            "select it too, or put it in eval mode."
         )
-    return len(after) - len(changed_names(before, after))
+    return len(after) - len(changed)

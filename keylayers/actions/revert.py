@@ -2,18 +2,19 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from keylayers.errors import BadInput
 from keylayers.layers.deltas import Deltas
 from keylayers.layers.gating import frozen, gated
-from keylayers.layers.tensors import check_same_tensors, tensors_on_disk
+from keylayers.layers.tensors import INDEX, PICKLES, SINGLE, TensorSource, check_same_tensors, tensors_on_disk
 from keylayers.scores.selection import Selection
 
 SHARD_BYTES = 2 * 2**30
@@ -35,45 +36,56 @@ def kept_only(model: nn.Module, deltas: Deltas, selection: Selection, *, remaind
 def write_reverted(
     base: Path, tuned: Path, selection: Selection, out: Path, *, remainder: bool = True
 ) -> tuple[int, int]:
-    """Writes a checkpoint with the tuned tensors of the selected layers and the base's elsewhere.
+    """Writes a checkpoint with the tuned tensors of the selected layers and the base's of the other scored layers.
 
-    Streams tensor by tensor, in shards of 2 GiB; the folder appears whole or not at all. Returns how many tensors were
-    taken from the tuned and from the base checkpoint.
+    `remainder` says whether tensors outside the scored layers (norms, embeddings) are the tuned ones. Streams tensor by
+    tensor, in shards of 2 GiB; the folder appears whole or not at all. Returns how many tensors were taken from the
+    tuned and from the base checkpoint.
 
     Raises:
-        BadInput: if the checkpoints are not versions of one model, a selected tensor is in neither, or `out` exists.
+        BadInput: if the checkpoints are not versions of one model, store the scored tensors under other names, or `out`
+            exists or cannot be written.
     """
+    for place in (base, tuned):
+        if (place / "adapter_config.json").is_file():
+            raise BadInput(
+                f"{place} is a LoRA adapter, not a checkpoint; merge it into its base model first (peft's "
+                "merge_and_unload, then save_pretrained)."
+            )
+    if not tuned.is_dir():
+        raise BadInput(f"no checkpoint folder at {tuned}; give the folder that save_pretrained wrote.")
     first, second = tensors_on_disk(base), tensors_on_disk(tuned)
     check_same_tensors(first, second)
     if out.exists():
         raise BadInput(f"{out} exists already; give another --out.")
-    chosen = {name for layer in selection.chosen for name in layer.parameters}
-    scored = {name for layer in selection.layers for name in layer.parameters}
-    if absent := sorted(chosen - set(second)):
+    scored = {name for layer in selection.layers if layer.tied_to is None for name in layer.parameters}
+    if absent := sorted(scored - set(second)):
         raise BadInput(
-            f"{tuned} stores its tensors under other names than the model uses (no {absent[0]}); "
-            "load and save both checkpoints with save_pretrained first."
+            f"{tuned} does not hold {len(absent)} of the {len(scored)} scored tensors, first {absent[0]}; the scores "
+            "are of another model or granularity, or the checkpoint names its tensors otherwise than the model does."
         )
+    chosen = {name for layer in selection.chosen for name in layer.parameters}
+    kept = chosen | (set(first) - scored if remainder else set())
     partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        for file in Path(tuned).iterdir():
-            if (
-                file.is_file()
-                and file.suffix not in {".safetensors", ".bin", ".pt", ".pth"}
-                and "index" not in file.name
-            ):
-                shutil.copy2(file, partial / file.name)
-        taken = _write_shards(partial, first, second, lambda name: name in chosen or (remainder and name not in scored))
-        partial.rename(out)
-    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        partial.mkdir(parents=True)
+        for file in tuned.iterdir():
+            if file.is_file() and file.suffix not in {".safetensors", *PICKLES} and "index" not in file.name:
+                shutil.copy2(file, partial / file.name)
+        taken = _write_shards(partial, first, second, kept)
+        partial.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(
+            f"cannot write {out}: {getattr(error, 'strerror', None) or error}; free some space or give another --out."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return taken
 
 
-def _write_shards(folder: Path, base, tuned, from_tuned) -> tuple[int, int]:  # type: ignore[no-untyped-def]
+def _write_shards(folder: Path, base: TensorSource, tuned: TensorSource, kept: Container[str]) -> tuple[int, int]:
+    """Every tensor, from the tuned checkpoint where its name is kept; how many came from the tuned, how many not."""
     from safetensors.torch import save_file
 
     where: dict[str, str] = {}
@@ -90,8 +102,8 @@ def _write_shards(folder: Path, base, tuned, from_tuned) -> tuple[int, int]:  # 
             shard, held = {}, 0
 
     for name in base:
-        tensor = (tuned if from_tuned(name) else base)[name]()
-        taken += from_tuned(name)
+        tensor = (tuned if name in kept else base)[name]()
+        taken += name in kept
         size = tensor.numel() * tensor.element_size()
         if held + size > SHARD_BYTES:
             flush()
@@ -99,8 +111,8 @@ def _write_shards(folder: Path, base, tuned, from_tuned) -> tuple[int, int]:  # 
         held, total = held + size, total + size
     flush()
     if number == 1:
-        (folder / "model-00001.safetensors").rename(folder / "model.safetensors")
+        (folder / "model-00001.safetensors").rename(folder / SINGLE)
     else:
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        (folder / INDEX).write_text(json.dumps(index, indent=2))
     return taken, len(where) - taken

@@ -1,18 +1,18 @@
-"""Selective tuning: LoRA, QLoRA or all parameters of exactly the selected layers, with proof that nothing else changed."""
+"""Selective tuning: LoRA, QLoRA or all parameters of exactly the selected layers, and proof that no other changed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 
 from keylayers.actions.proof import check_only_changed, fingerprints
-from keylayers.actions.tuning import Forecast, forecast, tuning_only
+from keylayers.actions.tuning import Forecast, forecast, tensors_that_may_change, tuning_only
 from keylayers.data.tokenise import Examples
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.deltas import unloaded
 from keylayers.scores.selection import Selection
-from keylayers.training.adapters import LoraSettings, attach_lora
+from keylayers.training.adapters import LoraSettings, attach_lora, restored, save_adapter
 from keylayers.training.train import Report, TrainLog, TrainSettings, train
 
 METHODS = ("lora", "qlora", "full")
@@ -37,7 +37,7 @@ class Tuned:
     log: TrainLog
     forecast: Forecast
     untouched: int
-    """Tensors proved bit-identical to before."""
+    """Parameters and buffers proved bit-identical to before."""
 
 
 def tune(
@@ -48,56 +48,77 @@ def tune(
     *,
     folder: Path | None = None,
     report: Report | None = None,
-    announce: Any = None,
+    announce: Callable[[Forecast], None] | None = None,
 ) -> Tuned:
     """Trains exactly the selected layers, in place; `announce` gets the forecast before the first step.
 
-    Frozen modules stay in eval mode, so that no running statistic outside the selection moves. With a folder, training
-    resumes there after an interruption, and adapters are stored under `adapter/`.
+    Frozen batch norms keep their running statistics. With a folder, training resumes there after an interruption, and
+    adapters are stored under `adapter/`.
 
     Raises:
         BadSelection: if the selection does not fit the model or the method.
+        BadInput: if the method does not fit how the model was loaded.
+        Diverged: if a loss or a weight is not finite.
         KeylayersError: if anything outside the selection changed.
     """
     settings = settings or TuneSettings()
-    if settings.method not in METHODS:
-        raise UnknownName("method", settings.method, METHODS)
-    quantised = any(hasattr(parameter, "quant_state") for parameter in model.parameters())
-    if settings.method == "qlora" and not quantised:
+    check_method(settings.method, is_quantised(model))
+    way = _tune_weights if settings.method == "full" else _tune_adapters
+    return way(model, selection, examples, settings, folder, report, announce or (lambda plan: None))
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Whether a model's weights are stored in 4 bits (bitsandbytes)."""
+    return any(hasattr(parameter, "quant_state") for parameter in model.parameters())
+
+
+def check_method(method: str, quantised: bool | None = None) -> None:
+    """Raises UnknownName for a method that does not exist, BadInput for one that does not go with the model."""
+    if method not in METHODS:
+        raise UnknownName("method", method, METHODS)
+    if method == "qlora" and quantised is False:
         raise BadInput("qlora needs the model in 4 bits: load_model(..., four_bit=True).")
-    if settings.method == "full" and quantised:
+    if method == "full" and quantised:
         raise BadInput("a 4-bit model cannot be trained in full; use --method qlora, or load it without quantisation.")
+
+
+def _tune_weights(
+    model: nn.Module,
+    selection: Selection,
+    examples: Examples,
+    settings: TuneSettings,
+    folder: Path | None,
+    report: Report | None,
+    announce: Callable[[Forecast], None],
+) -> Tuned:
     before = fingerprints(model)
-    if settings.method == "full":
-        with tuning_only(model, selection):
-            plan = forecast(model, selection, checkpointing=settings.training.checkpointing)
-            if announce:
-                announce(plan)
-            log = train(model, examples, settings.training, folder=folder, report=report)
-        allowed = {name for layer in selection.chosen for name in layer.parameters}
-        return Tuned(model, log, plan, check_only_changed(before, fingerprints(model), allowed))
-    if quantised:
-        model = _ready_for_qlora(model, settings.training.checkpointing)
-    adapted = attach_lora(model, selection.chosen, settings.lora, settings.training.seed)
-    try:
-        count = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
-        plan = forecast(model, selection, trainable=count, checkpointing=settings.training.checkpointing)
-        if announce:
-            announce(plan)
+    with tuning_only(model, selection):
+        plan = forecast(model, selection)
+        announce(plan)
+        log = train(model, examples, settings.training, folder=folder, report=report)
+    allowed = tensors_that_may_change(model, selection)
+    return Tuned(model, log, plan, check_only_changed(before, fingerprints(model), allowed))
+
+
+def _tune_adapters(
+    model: nn.Module,
+    selection: Selection,
+    examples: Examples,
+    settings: TuneSettings,
+    folder: Path | None,
+    report: Report | None,
+    announce: Callable[[Forecast], None],
+) -> Tuned:
+    """The adapted model; after an error the model as it was, without adapters."""
+    if is_quantised(model):
+        model.state_dict()  # some CPUs repack weights to evaluate (bitsandbytes); this brings back the layout to train
+    before = fingerprints(model)
+    with restored(model, only_after_errors=True):
+        adapted = attach_lora(model, selection.chosen, settings.lora, settings.training.seed)
+        plan = forecast(model, selection, [p for p in adapted.parameters() if p.requires_grad])
+        announce(plan)
         log = train(adapted, examples, settings.training, folder=folder, report=report)
         untouched = check_only_changed(before, fingerprints(adapted), allowed=())
-    except BaseException:
-        unloaded(adapted)
-        raise
     if folder is not None:
-        adapted.save_pretrained(folder / "adapter")  # type: ignore[operator]
+        save_adapter(adapted, folder / "adapter")
     return Tuned(adapted, log, plan, untouched)
-
-
-def _ready_for_qlora(model: nn.Module, checkpointing: bool) -> nn.Module:
-    """Freezes the base; with checkpointing, inputs must ask for gradients, so the backward pass reaches the embeddings."""
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    if checkpointing:
-        model.enable_input_require_grads()  # type: ignore[operator]
-    return model

@@ -1,6 +1,6 @@
 """Only the selected layers train: a context manager for any training loop, and what that will cost."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from keylayers.errors import BadSelection
 from keylayers.layers.blocks import find_blocks, scalars
-from keylayers.layers.structure import parameters_of
+from keylayers.layers.structure import parameters_of, walk
 from keylayers.scores.selection import Selection
 
 
@@ -16,11 +16,12 @@ from keylayers.scores.selection import Selection
 def tuning_only(model: nn.Module, selection: Selection) -> Iterator[list[nn.Parameter]]:
     """The parameters of exactly the selected layers, which alone ask for gradients until the block ends.
 
-    Give them to any optimiser. Enter before a Trainer is built: it makes its optimiser once, and what asks for gradients
-    later never trains. Every `requires_grad` flag is put back at the end.
+    Give them to any optimiser. Enter before a Trainer is built: it makes its optimiser once, and what asks for
+    gradients later never trains. Every `requires_grad` flag is put back at the end. Frozen batch norms still move their
+    running statistics in training mode; `keylayers.training.hold_statistics(model)` after `model.train()` stops that.
 
     Raises:
-        BadSelection: if a layer is not in the model, or shares its weight with something outside the selection.
+        BadSelection: if a layer is not in the model, is quantised, or shares its weight with something not selected.
     """
     chosen = selected_parameters(model, selection)
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
@@ -29,7 +30,7 @@ def tuning_only(model: nn.Module, selection: Selection) -> Iterator[list[nn.Para
             parameter.requires_grad_(False)
         for parameter in chosen.values():
             parameter.requires_grad_(True)
-        yield list(chosen.values())
+        yield list({id(parameter): parameter for parameter in chosen.values()}.values())
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
@@ -41,13 +42,14 @@ def selected_parameters(model: nn.Module, selection: Selection) -> dict[str, nn.
     names = [name for layer in selection.chosen for name in layer.parameters]
     if sliced := next((name for name in names if "[" in name), None):
         raise BadSelection(
-            f"{sliced} is a slice of a fused tensor, which trains as a whole or not at all; select at --granularity linear."
+            f"{sliced} is a slice of a fused tensor, which trains as a whole or not at all; "
+            "select at --granularity linear."
         )
     absent = [name for name in names if name not in present]
     if absent:
         raise BadSelection(
-            f"{len(absent)} of the selected parameters are not in this model ({', '.join(absent[:3])}); "
-            "the scores are of another model, or of another granularity."
+            f"{len(absent)} of the {len(names)} selected parameters are not in this model, first "
+            f"{', '.join(absent[:3])}; the scores are of another model. Score this one."
         )
     chosen = {name: present[name] for name in names}
     ours = {id(parameter) for parameter in chosen.values()}
@@ -55,11 +57,30 @@ def selected_parameters(model: nn.Module, selection: Selection) -> dict[str, nn.
     if shared:
         owner = next(name for name, value in chosen.items() if value is present[shared[0]])
         raise BadSelection(
-            f"{owner} is tied to {shared[0]}: training one trains both. Leave that layer out, or untie the weights first."
+            f"{owner} is tied to {shared[0]}: training one trains both. Leave that layer out of the selection, or "
+            "untie the weights first (tie_word_embeddings=False in the configuration, and a copy of the tensor)."
+        )
+    if packed := next((name for name, value in chosen.items() if not value.is_floating_point()), None):
+        raise BadSelection(
+            f"{packed} is stored as {str(chosen[packed].dtype).removeprefix('torch.')}, which no gradient can change; "
+            "use --method qlora, or load the model without quantisation."
         )
     if not chosen:
         raise BadSelection("the selection holds no parameter, so nothing would train.")
     return chosen
+
+
+def tensors_that_may_change(model: nn.Module, selection: Selection) -> set[str]:
+    """Names of the selected parameters, and of the buffers beside them (running statistics of batch norms)."""
+    names = {name for layer in selection.chosen for name in layer.parameters}
+    owners = {name.rpartition(".")[0] for name in names}
+    buffers = {
+        f"{node.name}.{key}".removeprefix(".")
+        for node in walk(model)
+        if node.name in owners
+        for key in node.inner._buffers
+    }
+    return names | buffers
 
 
 @dataclass(frozen=True)
@@ -70,12 +91,13 @@ class Forecast:
     """Scalars that train."""
     total: int
     optimiser_bytes: int
-    """Gradients and Adam's two moments in fp32: 12 bytes per trainable scalar."""
+    """The gradient and Adam's two moments, each as large as what trains: 12 bytes per scalar in fp32."""
     lowest_block: int | None
-    """Block the backward pass must reach; None where only layers after the blocks train."""
+    """Block the backward pass must reach, with or without checkpointing; None where only layers outside the blocks
+    train."""
     blocks: int
     reaches_embeddings: bool
-    """Whether checkpointing or a layer before the blocks makes the backward pass run through the whole network."""
+    """Whether a layer before the blocks trains, so that the backward pass runs through the whole network."""
 
     @property
     def share(self) -> float:
@@ -95,20 +117,17 @@ class Forecast:
         )
 
 
-def forecast(
-    model: nn.Module, selection: Selection, *, trainable: int | None = None, checkpointing: bool = False
-) -> Forecast:
-    """Cost of training a selection; `trainable` overrides its own size where adapters train instead of weights."""
+def forecast(model: nn.Module, selection: Selection, adapters: Iterable[nn.Parameter] | None = None) -> Forecast:
+    """Cost of training a selection: its own parameters, or the adapters that stand for them."""
     unique = {id(value): value for value in parameters_of(model).values()}
+    trained = list(selected_parameters(model, selection).values()) if adapters is None else list(adapters)
     within = [layer.block for layer in selection.chosen if layer.block is not None]
     first = next((i for i, layer in enumerate(selection.layers) if layer.block is not None), len(selection.layers))
-    before = any(selection.mask[i] for i in range(first))
-    count = selection.size if trainable is None else trainable
     return Forecast(
-        trainable=count,
+        trainable=sum(scalars(value) for value in trained),
         total=sum(scalars(value) for value in unique.values()),
-        optimiser_bytes=12 * count,
+        optimiser_bytes=sum(3 * value.element_size() * value.numel() for value in trained),
         lowest_block=min(within, default=None),
         blocks=len(find_blocks(model)),
-        reaches_embeddings=before or checkpointing,
+        reaches_embeddings=bool(selection.mask[:first].any()),
     )

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from keylayers.data.tokenise import Examples
-from keylayers.layers.deltas import Deltas, deltas_from_adapter, unloaded
+from keylayers.layers.deltas import Deltas, deltas_from_adapter
 from keylayers.layers.layer import Layer
-from keylayers.training.adapters import LoraSettings, attach_lora
+from keylayers.training.adapters import LoraSettings, attach_lora, restored, save_adapter
 from keylayers.training.train import Report, TrainLog, TrainSettings, train
 
-DONE = "adapter"
+ADAPTER = "adapter"
+"""Where in its folder a finished training keeps its adapter."""
 
 
 def learn_deltas(
@@ -20,31 +20,21 @@ def learn_deltas(
     layers: Sequence[Layer],
     examples: Examples,
     *,
+    scored: Sequence[Layer] | None = None,
     lora: LoraSettings | None = None,
     settings: TrainSettings | None = None,
     folder: Path | None = None,
     report: Report | None = None,
 ) -> tuple[Deltas, TrainLog]:
-    """Low-rank deltas of all layers after LoRA training, and the training's log; the model is left as it was.
+    """Deltas after LoRA training of these layers, and the training's log; the model is left as it was.
 
-    With a folder, the training resumes there; its adapter is stored under `adapter/` in peft's own format.
+    The deltas are grouped by the `scored` layers (blocks, experts), by default the trained ones. With a folder, the
+    training resumes there; its adapter is stored under `adapter/` in peft's own format.
     """
-    adapted: Any = attach_lora(model, layers, lora or LoraSettings(), seed=(settings or TrainSettings()).seed)
-    try:
-        log = train(adapted, examples, settings or TrainSettings(), folder=folder, report=report)
+    settings = settings or TrainSettings()
+    with restored(model):
+        adapted = attach_lora(model, layers, lora or LoraSettings(), settings.seed)
+        log = train(adapted, examples, settings, folder=folder, report=report)
         if folder is not None:
-            adapted.save_pretrained(folder / DONE)
-        return deltas_from_adapter(adapted, layers), log
-    finally:
-        unloaded(adapted)
-
-
-def load_deltas(model: nn.Module, layers: Sequence[Layer], adapter: Path) -> Deltas:
-    """The deltas of a stored peft adapter; the model is left as it was."""
-    from peft import PeftModel
-
-    adapted = PeftModel.from_pretrained(model, str(adapter))
-    try:
-        return deltas_from_adapter(adapted, layers)
-    finally:
-        unloaded(adapted)
+            save_adapter(adapted, folder / ADAPTER)
+        return deltas_from_adapter(adapted, layers if scored is None else scored), log

@@ -1,11 +1,10 @@
 """One training run through transformers.Trainer: resumable, stopped by a loss that is not finite, measured."""
 
 import math
-import resource
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,7 +14,10 @@ from torch import Tensor, nn
 
 from keylayers.data.batches import collate
 from keylayers.data.tokenise import Examples
-from keylayers.errors import BadInput, Diverged
+from keylayers.errors import BadInput, Diverged, UnknownName
+from keylayers.layers.structure import unwrap
+from keylayers.training.memory import peak_bytes, reset_peak
+from keylayers.training.states import load_tensors, newest_whole, save_tensors, seal
 
 Report = Callable[[int, int, float], None]
 """(steps done, steps in all, loss)."""
@@ -38,10 +40,19 @@ class TrainSettings:
     accumulate: int = 1
     """Forward passes whose gradients make one step."""
     checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, and the backward pass then reaches the embeddings."""
+    """Recompute activations in the backward pass: less memory, more time."""
     seed: int = 0
     save_every: int = 50
     """Steps between saved states, from which an interrupted run resumes bit for bit."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "save_every"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name.replace('_', ' ')} is {getattr(self, name)}: expected at least 1.")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise BadInput(f"learning rate is {self.learning_rate}: expected a number above 0, such as 1e-3.")
+        if not 0 <= self.warmup <= 1:
+            raise BadInput(f"warmup is {self.warmup}: expected a share of the steps, from 0 to 1.")
 
 
 @dataclass(frozen=True)
@@ -49,8 +60,9 @@ class TrainLog:
     """What a training run cost and how its loss went."""
 
     losses: tuple[float, ...]
-    """Training loss of each step, nats per token."""
+    """Training loss of each step, nats per token; of all steps, also where the run was resumed."""
     seconds: float
+    """Of this process alone."""
     peak_bytes: int
     """Most memory held: of the accelerator, or of the whole process on a CPU."""
 
@@ -63,10 +75,13 @@ def train(
     folder: Path | None = None,
     report: Report | None = None,
 ) -> TrainLog:
-    """Trains whatever parameters of the model ask for gradients, in place; resumes from `folder` where it holds a state.
+    """Trains whatever parameters of the model ask for gradients, in place; resumes where `folder` holds a state.
+
+    The optimiser is made once, from what asks for gradients now: flags that are set later have no effect. Batch norms
+    whose parameters are frozen keep their running statistics. The model comes back in eval mode.
 
     Raises:
-        Diverged: at the first loss that is not finite; names the step.
+        Diverged: at the first loss that is not finite, or if the last step left such a weight; names the step.
         BadInput: if no parameter asks for gradients.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -74,41 +89,29 @@ def train(
     with TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
         trainer = _trainer(model, examples, settings, place, report, keep=folder is not None)
-        states = sorted(place.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-        whole = [path for path in states if (path / "trainer_state.json").is_file()]  # written last
+        state = newest_whole(place)
         reset_peak()
         start = time.perf_counter()
-        trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+        try:
+            trainer.train(resume_from_checkpoint=None if state is None else str(state))
+        finally:
+            model.eval()
+            _stop_checkpointing(model)
         seconds = time.perf_counter() - start
+    _require_finite_weights(model, settings)
     losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    model.eval()
     return TrainLog(losses, seconds, peak_bytes())
 
 
 def hold_statistics(model: nn.Module) -> None:
-    """Puts frozen batch-norm modules in eval mode, so that their running statistics, which no flag freezes, stay."""
+    """Puts frozen batch-norm modules in eval mode, so that their running statistics, which no flag freezes, stay.
+
+    For a loop of one's own: call it after every `model.train()`.
+    """
     for module in model.modules():
         tracks = getattr(module, "track_running_stats", False)
         if tracks and not any(parameter.requires_grad for parameter in module.parameters()):
             module.eval()
-
-
-def reset_peak() -> None:
-    """Starts a new measurement of the peak; without effect where the system offers none."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the resident peak to what is resident now
-
-
-def peak_bytes() -> int:
-    """Most memory held since `reset_peak`: of the accelerator, or resident memory of the whole process on a CPU."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _trainer(
@@ -117,24 +120,53 @@ def _trainer(
     from datasets import Dataset
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
+    from transformers.trainer_utils import SchedulerType
 
-    class Reporter(TrainerCallback):
+    if settings.schedule not in (known := [kind.value for kind in SchedulerType]):
+        raise UnknownName("schedule of the learning rate", settings.schedule, known)
+
+    trained = model
+
+    class Watcher(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **other: Any) -> None:
+            if settings.checkpointing:
+                _keep_inputs_frozen(model)
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **other: Any) -> None:
             if report and logs and "loss" in logs:
                 report(state.global_step, state.max_steps, float(logs["loss"]))
+
+        def on_save(self, args: Any, state: Any, control: Any, **other: Any) -> None:
+            if state.is_world_process_zero:
+                seal(place / f"checkpoint-{state.global_step}")
 
     class Watched(Trainer):
         def compute_loss(self, model: nn.Module, inputs: dict, *args: Any, **options: Any) -> Any:
             hold_statistics(model)
             value = super().compute_loss(model, inputs, *args, **options)
-            loss = value[0] if isinstance(value, tuple) else value
-            if not math.isfinite(float(loss.detach())):
+            loss = float((value[0] if isinstance(value, tuple) else value).detach())
+            if not math.isfinite(loss):
                 raise Diverged(
-                    f"the training loss is {float(loss.detach())} at step {self.state.global_step + 1} of "
-                    f"{settings.steps}; lower --learning-rate (it is {settings.learning_rate:g}) or check the data."
+                    f"the training loss is {loss} at step {self.state.global_step + 1} of {settings.steps}; "
+                    f"lower the learning rate (--lr, now {settings.learning_rate:g}) or check the data."
                 )
             return value
 
+        def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+            if state_dict is not None:  # sharded over processes: theirs to gather
+                super()._save(output_dir, state_dict)
+            else:
+                save_tensors(trained, Path(output_dir or place))
+
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+                super()._load_from_checkpoint(resume_from_checkpoint, model)
+            else:
+                load_tensors(trained, Path(resume_from_checkpoint))
+
+    names = {item.name for item in fields(TrainingArguments)}
+    recompute = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    recomputing: dict[str, Any] = {recompute: settings.checkpointing, f"{recompute}_kwargs": {"use_reentrant": False}}
     arguments = TrainingArguments(
         output_dir=str(place),
         max_steps=settings.steps,
@@ -145,8 +177,6 @@ def _trainer(
         warmup_steps=round(settings.warmup * settings.steps),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        activation_checkpointing=settings.checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
         seed=settings.seed,
         data_seed=settings.seed,
         logging_steps=1,
@@ -161,26 +191,44 @@ def _trainer(
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
         label_names=["labels"],
+        **recomputing,
     )
     trainer = Watched(
         model=model,
         args=arguments,
         train_dataset=Dataset.from_list(examples.rows()),
-        data_collator=lambda rows: _collate(rows, examples.pad_id),
-        callbacks=[Reporter()],
+        data_collator=lambda rows: _collate(rows, examples),
+        callbacks=[Watcher()],
     )
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer
 
 
-def _collate(rows: list[dict[str, list[int]]], pad_id: int) -> dict[str, Tensor]:
-    return collate(
-        Examples(
-            tuple(tuple(row["input_ids"]) for row in rows),
-            tuple(tuple(row["labels"]) for row in rows),
-            ("",) * len(rows),
-            pad_id,
-            None,  # type: ignore[arg-type]
-        )
-    )
+def _collate(rows: list[dict[str, list[int]]], examples: Examples) -> dict[str, Tensor]:
+    ids, labels = (tuple(tuple(row[key]) for row in rows) for key in ("input_ids", "labels"))
+    return collate(Examples(ids, labels, ("",) * len(rows), examples.pad_id, examples.report))
+
+
+def _keep_inputs_frozen(model: nn.Module) -> None:
+    """Takes back what transformers adds to checkpointing: that the embeddings' output asks for gradients, which drags
+    the backward pass through every block. Only reentrant checkpointing needs it, and ours is not."""
+    with suppress(AttributeError):  # no such hook was set
+        unwrap(model).disable_input_require_grads()  # type: ignore[operator]
+
+
+def _stop_checkpointing(model: nn.Module) -> None:
+    network = unwrap(model)
+    if any(getattr(module, "gradient_checkpointing", False) for module in network.modules()):
+        stop = getattr(network, "activation_checkpointing_disable", None) or network.gradient_checkpointing_disable
+        stop()  # type: ignore[operator]
+
+
+def _require_finite_weights(model: nn.Module, settings: TrainSettings) -> None:
+    """The last step's weights are in no loss that was looked at."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            raise Diverged(
+                f"{name} is not finite after the last step, {settings.steps}; lower the learning rate "
+                f"(--lr, now {settings.learning_rate:g}) or check the data."
+            )
