@@ -83,6 +83,7 @@ def compare(
     top: Annotated[str, typer.Option(help="Share of layers in the top set.")] = "75%",
     acted: Annotated[str, typer.Option(help="Which set is acted on: top (tuned) or bottom (frozen).")] = "top",
     plot: Annotated[Path | None, typer.Option(help="Heatmap of scores and agreement, .svg or .png.")] = None,
+    config: o.Config = None,
 ) -> None:
     """How far rankings agree, beside what chance alone would give."""
     from keylayers.cli.show import show_agreement
@@ -126,21 +127,22 @@ def tune(
 
 @app.command()
 def revert(
-    model: Annotated[str, typer.Option(help="Base checkpoint folder.")],
+    model: Annotated[str, typer.Option(help="Base checkpoint folder, or bundled:llama.")],
     tuned: Annotated[str, typer.Option(help="Tuned checkpoint folder.")],
     scores: Annotated[Path, typer.Option(help="Score file.")],
     out: Annotated[Path, typer.Option(help="Folder for the new checkpoint.")],
     select: Annotated[str, typer.Option(help="Layers whose change stays.")] = "top:75%",
+    config: o.Config = None,
 ) -> None:
     """Take back the changes of the layers outside a selection; no training, streamed from disk."""
     from keylayers.cli.runs import run_revert
 
-    run_revert(Path(model), Path(tuned), scores, out, select)
+    run_revert(model, tuned, scores, out, select)
 
 
 @app.command()
 def criteria() -> None:
-    """The criteria, what each computes and what it needs."""
+    """The criteria and what each computes."""
     from keylayers.cli.show import show_criteria
 
     show_criteria()

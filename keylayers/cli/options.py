@@ -10,30 +10,44 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Puts a YAML file's settings in place of the options' defaults; flags win."""
     if path is None:
         return None
+    from keylayers.errors import UnknownName
+
+    options = {_spelling(parameter): parameter for parameter in context.command.params}
+    options.pop("config")
+    settings: dict[str, Any] = {}
+    for key, value in _yaml_settings(path).items():
+        parameter = options.get(str(key).replace("-", "_"))
+        if parameter is None:
+            raise UnknownName(f"setting in {path}", str(key), options)
+        if isinstance(value, dict):
+            value = [f"{name}={item}" for name, item in value.items()]
+        if value is not None:
+            repeated = getattr(parameter, "multiple", False) or parameter.nargs == -1
+            settings[str(parameter.name)] = [value] if repeated and not isinstance(value, list) else value
+    context.default_map = {**(context.default_map or {}), **settings}
+    return path
+
+
+def _spelling(parameter: Any) -> str:
+    """A parameter's name as the user knows it: `set` for --set, whatever the code calls it."""
+    flag = next((word for word in parameter.opts if word.startswith("--")), parameter.name)
+    return flag.lstrip("-").replace("-", "_")
+
+
+def _yaml_settings(path: Path) -> dict[Any, Any]:
     import yaml
 
-    from keylayers.errors import BadInput, UnknownName
+    from keylayers.errors import BadInput
 
     try:
-        stored = yaml.safe_load(path.read_text())
+        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"--config {path}: {error.strerror}.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"--config {path} is no YAML: {str(error).splitlines()[0]}.") from error
+        raise BadInput(f"--config {path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(stored, dict):
         raise BadInput(f"--config {path} must hold settings as `name: value` lines.")
-    known = {parameter.name for parameter in context.command.params} - {"config"}
-    alias = {"set": "settings"}
-    settings: dict[str, Any] = {}
-    for key, value in stored.items():
-        name = alias.get(str(key), str(key).replace("-", "_"))
-        if name not in known:
-            raise UnknownName(f"setting in {path}", str(key), known)
-        if name == "settings" and isinstance(value, dict):
-            value = [f"{k}={v}" for k, v in value.items()]
-        settings[name] = value
-    context.default_map = {**(context.default_map or {}), **settings}
-    return path
+    return stored
 
 
 Config = Annotated[
@@ -60,16 +74,16 @@ def given(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if not callable(value) and key not in ("criteria", "config")}
 
 
-def pairs(items: list[str] | None, flag: str) -> dict[str, Any]:
-    """`KEY=VALUE` items as a mapping, with numbers and booleans read as YAML does."""
-    import yaml
-
+def pairs(items: list[str] | None, flag: str) -> dict[str, str]:
+    """`KEY=VALUE` items as a mapping. Raises BadInput for an item that is none, or a key that is given twice."""
     from keylayers.errors import BadInput
 
-    found: dict[str, Any] = {}
+    found: dict[str, str] = {}
     for item in items or []:
         key, equals, value = item.partition("=")
         if not equals or not key:
             raise BadInput(f"{flag} {item!r}: expected KEY=VALUE.")
-        found[key] = yaml.safe_load(value)
+        if key in found:
+            raise BadInput(f"{flag} gives {key!r} twice ({found[key]} and {value}); give it once.")
+        found[key] = value
     return found

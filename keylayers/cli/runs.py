@@ -1,5 +1,6 @@
 """Commands that work in a run folder: score, tune, revert."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ def run_score(names: list[str], options: dict[str, Any]) -> None:
 
     for name in names:
         criteria.check(name)
+    inputs, settings = _inputs(options), pairs(options["settings"], "--set")
     note(f"scoring {options['model']} on {options['data']} with {', '.join(names)}")
     quiet_libraries()
+    from keylayers.recipes.inputs import Inputs
     from keylayers.recipes.score import ScoreRequest, score
     from keylayers.runs import open_run
     from keylayers.scores.files import save
@@ -23,11 +26,11 @@ def run_score(names: list[str], options: dict[str, Any]) -> None:
     from keylayers.training.train import TrainSettings
 
     request = ScoreRequest(
-        inputs=_inputs(options),
-        criteria=tuple(names),
+        inputs=Inputs(**inputs),
+        criteria=tuple(dict.fromkeys(names)),
         granularity=options["granularity"],
         tuned=options["tuned"],
-        settings=pairs(options["settings"], "--set"),
+        settings=settings,
         stage_one=TrainSettings(
             steps=options["steps"], batch_size=options["batch_size"], learning_rate=options["lr"], seed=options["seed"]
         ),
@@ -35,7 +38,7 @@ def run_score(names: list[str], options: dict[str, Any]) -> None:
         batch_size=options["batch_size"],
     )
     folder, file = _score_place(options["out"], options["model"], options["data"])
-    with open_run(folder, "score", _plain(request), fresh=options["fresh"]) as run:
+    with open_run(folder, "score", asdict(request), fresh=options["fresh"]) as run:
         results = score(request, run)
     for name, result in results.items():
         _show_scores(result)
@@ -49,19 +52,25 @@ def run_score(names: list[str], options: dict[str, Any]) -> None:
 def run_tune(options: dict[str, Any]) -> None:
     """`keylayers tune`."""
     from keylayers.runs import note
+    from keylayers.scores import parse
+    from keylayers.scores.files import load
 
+    for policy in (options["select"], *(options["against"] or ())):
+        parse(policy)
+    scores = load(options["scores"]) if options["scores"] is not None else None
+    inputs = _inputs(options)
     note(f"tuning {options['select']} of {options['model']} on {options['data']}")
     quiet_libraries()
     from keylayers.actions.tune import TuneSettings
+    from keylayers.recipes.inputs import Inputs
     from keylayers.recipes.tune import COLUMNS, TuneRequest, compare_arms
     from keylayers.runs import open_run, write_json
-    from keylayers.scores.files import load
     from keylayers.training.adapters import LoraSettings
     from keylayers.training.train import TrainSettings
 
     rates = tuple(options["lr"] or (1e-4 if options["method"] == "full" else 3e-3,))
     request = TuneRequest(
-        inputs=_inputs(options),
+        inputs=Inputs(**inputs),
         select=options["select"],
         against=tuple(options["against"] or ()),
         granularity=options["granularity"],
@@ -78,43 +87,36 @@ def run_tune(options: dict[str, Any]) -> None:
         learning_rates=rates,
         seeds=options["seeds"],
     )
-    scores = load(options["scores"]) if options["scores"] is not None else None
     folder = options["out"] or Path("runs") / f"tune-{_slug(options['model'])}-{_slug(options['data'])}"
-    settings = {**_plain(request), "scores": scores.sha256 if scores is not None else None}
+    settings = {**asdict(request), "scores": scores.sha256 if scores is not None else None}
     with open_run(folder, "tune", settings, fresh=options["fresh"]) as run:
         result = compare_arms(request, run, scores)
-        write_json(folder / "comparison.json", _plain(result))
+        write_json(folder / "comparison.json", asdict(result))
     say(table(COLUMNS, result.rows()))
     say(f"before tuning {result.base_loss:.4f} nats per token; test records only; ± is a 95 % interval over seeds")
     say(f"the tuned model is in {folder / 'tuned'}; everything else in {folder}")
 
 
-def run_revert(base: Path, tuned: Path, scores: Path, out: Path, policy: str) -> None:
+def run_revert(base: str, tuned: str, scores: Path, out: Path, policy: str) -> None:
     """`keylayers revert`."""
-    quiet_libraries()
-    from keylayers.actions.revert import write_reverted
     from keylayers.scores import select
     from keylayers.scores.files import load
 
     selection = select(load(scores), policy)
-    kept, taken_back = write_reverted(base, tuned, selection, out)
+    quiet_libraries()
+    from keylayers.actions.revert import write_reverted
+    from keylayers.models.loading import local_folder
+
+    kept, taken_back = write_reverted(
+        local_folder(base) or Path(base), local_folder(tuned) or Path(tuned), selection, out
+    )
     say(f"{out}: {kept} tensors from {tuned}, {taken_back} from {base}")
 
 
-def _inputs(options: dict[str, Any]) -> Any:
-    from keylayers.recipes.inputs import Inputs
-
-    return Inputs(
-        model=options["model"],
-        data=options["data"],
-        weights=options["weights"],
-        columns=pairs(options["columns"], "--column"),
-        max_length=options["max_length"],
-        records=options["records"],
-        dtype=options["dtype"],
-        allow_pickle=options["allow_pickle"],
-        trust_remote_code=options["trust_remote_code"],
-    )
+def _inputs(options: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of recipes.inputs.Inputs, which is slow to import."""
+    names = ("model", "data", "weights", "max_length", "records", "dtype", "allow_pickle", "trust_remote_code")
+    return {**{name: options[name] for name in names}, "columns": pairs(options["columns"], "--column")}
 
 
 def _show_scores(scores: Any) -> None:
@@ -129,9 +131,8 @@ def _show_scores(scores: Any) -> None:
     noted = scores.provenance.settings
     if "completeness_error" in noted:
         drop = noted["loss_base"] - noted["loss_tuned"]
-        say(
-            f"the scores sum to {scores.values.sum() + noted['remainder']:.4f}; the loss really fell by {drop:.4f} nats per token"
-        )
+        total = scores.values.sum() + noted["remainder"]
+        say(f"the scores sum to {total:.4f}; the loss really fell by {drop:.4f} nats per token")
 
 
 def _score_place(out: Path | None, model: str, data: str) -> tuple[Path, Path | None]:
@@ -143,9 +144,3 @@ def _score_place(out: Path | None, model: str, data: str) -> tuple[Path, Path | 
 def _slug(text: str) -> str:
     stem = text.rstrip("/").split("/")[-1].split(".json")[0]
     return "".join(character if character.isalnum() or character in "-_" else "-" for character in stem)
-
-
-def _plain(request: Any) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return asdict(request)

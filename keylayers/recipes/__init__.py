@@ -1,1 +1,1 @@
-"""Compositions: what the command line runs, as functions of plain requests; each reads like its one-sentence summary."""
+"""Compositions: what the command line runs, as functions of plain requests; each reads like its summary."""

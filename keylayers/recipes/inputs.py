@@ -10,6 +10,9 @@ from keylayers.errors import BadInput
 from keylayers.models.loading import LoadedModel, load_model
 from keylayers.runs import note
 
+DEFAULT_LENGTH = 512
+"""Tokens a record is cut at where the model could take more and nothing is said."""
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -43,6 +46,13 @@ class Inputs:
             trust_remote_code=self.trust_remote_code,
         )
 
+    def load_splits(self) -> Splits:
+        """The three disjoint parts of the data, as records; needs no model, so bad data is known before one loads."""
+        caps = {"calibration": self.held_out, "test": self.held_out}
+        if self.records is not None:
+            caps["train"] = self.records
+        return load_splits(self.data, limit=caps, columns=dict(self.columns), seed=self.split_seed)
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -55,8 +65,8 @@ class Prepared:
     """What a score file says about the data."""
 
 
-def prepare_data(inputs: Inputs, loaded: LoadedModel) -> Prepared:
-    """Loads, splits and tokenises; says on standard error what the length limit cost.
+def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = None) -> Prepared:
+    """The data as the model's tokens; says on standard error what was left out and what the length limit cost.
 
     Raises:
         BadInput: as the data package does, or if the model has no tokenizer.
@@ -65,20 +75,18 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel) -> Prepared:
         raise BadInput(
             f"{inputs.model} has no tokenizer, so it cannot read text; give a folder that holds tokenizer.json."
         )
-    caps = {"calibration": inputs.held_out, "test": inputs.held_out}
-    if inputs.records is not None:
-        caps["train"] = inputs.records
-    splits: Splits = load_splits(inputs.data, limit=caps, columns=dict(inputs.columns), seed=inputs.split_seed)
-    limit = min(inputs.max_length or 512, loaded.context)
+    splits = splits or inputs.load_splits()
+    if skipped := splits.train.skipped:
+        note(f"{inputs.data}: left out {len(skipped)} bad records, first {skipped[0].origin}: {skipped[0].reason}")
+    asked = DEFAULT_LENGTH if inputs.max_length is None else inputs.max_length
+    limit = min(asked, loaded.context)
+    if inputs.max_length is not None and limit < asked:
+        note(f"{inputs.model} sees at most {limit} tokens; records are cut there, not at {asked}")
     parts = {}
     for name in ("train", "calibration", "test"):
-        records = getattr(splits, name)
-        parts[name] = tokenise(records, loaded.tokenizer, max_length=limit)
+        parts[name] = tokenise(getattr(splits, name), loaded.tokenizer, max_length=limit)
         if parts[name].report.truncated:
             note(f"{inputs.data}, {name}: {parts[name].report}")
-    skipped = splits.train.skipped
-    if skipped:
-        note(f"{inputs.data}: left out {len(skipped)} bad records, first {skipped[0].origin}: {skipped[0].reason}")
     identity = tuple(
         {"id": inputs.data, "split": name, "sha256": getattr(splits, name).sha256, "records": len(parts[name])}
         for name in ("train", "calibration")
@@ -86,9 +94,20 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel) -> Prepared:
     return Prepared(**parts, identity=identity)
 
 
-def adapter_in(place: Path) -> Path | None:
-    """The adapter folder that a path names: itself, or the one a scoring run stored; None where there is none."""
-    for candidate in (place, place / "adapter", place / "stage1" / "adapter"):
-        if (candidate / "adapter_config.json").is_file():
-            return candidate
-    return None
+def tuned_place(given: str) -> str:
+    """What a tuned model's name stands for: the finished adapter or model of a run folder, else the name itself.
+
+    Raises:
+        BadInput: for a run folder that holds none.
+    """
+    place = Path(given)
+    if not (place / "run.json").is_file():
+        return given
+    if (place / "tuned").is_dir():
+        return str(place / "tuned")
+    if (place / "parts" / "stage1.json").is_file():  # written once the adapter is whole
+        return str(place / "stage1" / "adapter")
+    raise BadInput(
+        f"{given} is a run folder without a finished tuned model; run its command again to finish it, or give the "
+        "tuned checkpoint or adapter itself."
+    )

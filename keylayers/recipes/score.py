@@ -1,26 +1,29 @@
 """Score a model's layers on a data set: learn or load what tuning changes, then ask each criterion."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from keylayers import criteria
 from keylayers.criteria.criterion import Criterion, Evidence
 from keylayers.data.batches import batches
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.deltas import Deltas, deltas_from_checkpoints
+from keylayers.layers.deltas import Deltas
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.tensors import tensors_on_disk
+from keylayers.models import deltas_of
 from keylayers.models.loading import LoadedModel
-from keylayers.recipes.inputs import Inputs, Prepared, adapter_in, prepare_data
+from keylayers.recipes.inputs import Inputs, Prepared, prepare_data, tuned_place
 from keylayers.runs import RunFolder, progress, versions
 from keylayers.scores import LayerScores, Provenance
 from keylayers.scores.files import load, save
 from keylayers.training.adapters import LoraSettings
-from keylayers.training.stage_one import learn_deltas, load_deltas
+from keylayers.training.stage_one import ADAPTER, learn_deltas
+from keylayers.training.states import forget
 from keylayers.training.train import TrainSettings
+
+STAGE_ONE = "stage1"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class ScoreRequest:
     criteria: tuple[str, ...] = ("learned_mask",)
     granularity: str = "linear"
     tuned: str | None = None
-    """A tuned checkpoint, a peft adapter or an earlier scoring run; None: stage 1 learns the deltas."""
+    """A tuned checkpoint, a peft adapter or an earlier run; None: stage 1 learns the deltas."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the criteria by name; each takes those it has."""
     stage_one: TrainSettings = field(default_factory=lambda: TrainSettings(learning_rate=3e-3))
@@ -43,9 +46,11 @@ class ScoreRequest:
 def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
     """Scores by criterion name; each is also in the run folder as NAME.json, where a repeated call finds it.
 
+    Raises:
+        UnknownName, BadInput: before anything is loaded, if a criterion, a setting or the data cannot be used.
+    """
     # deviates: the paper learns masks on the tuning data; here on calibration records, disjoint from it, because scores
     # that are learnt where the deltas were fitted favour the layers that overfit.
-    """
     chosen = {name: criteria.get(name) for name in request.criteria}
     options = {name: settings_of(criterion, request.settings) for name, criterion in chosen.items()}
     _refuse_unused(request.settings, chosen)
@@ -53,20 +58,27 @@ def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
     done = {name: load(file) for name, file in files.items() if file.exists()}
     missing = {name: criterion for name, criterion in chosen.items() if name not in done}
     if missing:
-        loaded = request.inputs.load_model()
-        layers = named_layers(loaded.model, request.granularity)
-        data = prepare_data(request.inputs, loaded)
-        deltas = None
-        if any("deltas" in criterion.needs for criterion in missing.values()):
-            deltas = deltas_for(request, run, loaded, layers, data)
+        needs = frozenset[str]().union(*(criterion.needs for criterion in missing.values()))
+        loaded, layers, data = _load(request, needs)
+        deltas = deltas_for(request, run, loaded, layers, data) if "deltas" in needs else None
+        evidence = evidence_for(request, run, loaded, data, deltas)
         for name, criterion in missing.items():
-            evidence = evidence_for(request, run, loaded, data, deltas)
-            with progress(1, name) as bar:
-                result = criterion(with_progress(evidence, bar), layers, options[name])
+            with progress[int](1, name) as bar:
+                result = criterion(_with_progress(evidence, bar), layers, options[name])
             save(result, files[name])
             done[name] = result
             run.log("scored", criterion=name, seconds=result.provenance.seconds)
     return {name: done[name] for name in chosen}
+
+
+def _load(request: ScoreRequest, needs: frozenset[str]) -> tuple[LoadedModel, tuple[Layer, ...], Prepared | None]:
+    """The model, its layers, and the data where some criterion or stage 1 looks at any."""
+    place = None if request.tuned is None else tuned_place(request.tuned)
+    looks = "data" in needs or ("deltas" in needs and place is None)
+    splits = request.inputs.load_splits() if looks else None
+    loaded = request.inputs.load_model()
+    layers = named_layers(loaded.model, request.granularity)
+    return loaded, layers, prepare_data(request.inputs, loaded, splits) if looks else None
 
 
 def settings_of(criterion: Criterion, given: Mapping[str, Any]) -> Any:
@@ -79,7 +91,9 @@ def settings_of(criterion: Criterion, given: Mapping[str, Any]) -> Any:
         return TypeAdapter(criterion.settings).validate_python(mine)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadInput(f"--set {first['loc'][0]}={first['input']}: {first['msg'].lower()}.") from error
+        raise BadInput(
+            f"setting {first['loc'][0]}={first['input']} of {criterion.name}: {first['msg'].lower()}."
+        ) from error
 
 
 def _refuse_unused(given: Mapping[str, Any], chosen: Mapping[str, Criterion]) -> None:
@@ -90,53 +104,67 @@ def _refuse_unused(given: Mapping[str, Any], chosen: Mapping[str, Criterion]) ->
 
 
 def deltas_for(
-    request: ScoreRequest, run: RunFolder, loaded: LoadedModel, layers: tuple[Layer, ...], data: Prepared
+    request: ScoreRequest, run: RunFolder, loaded: LoadedModel, layers: tuple[Layer, ...], data: Prepared | None
 ) -> Deltas:
     """What tuning changed: from the named tuned model, or from a LoRA run of our own, kept in the run folder."""
     if request.tuned is not None:
-        place = Path(request.tuned)
-        if (adapter := adapter_in(place)) is not None:
-            return load_deltas(loaded.model, layers, adapter)
-        if not place.exists():
-            raise BadInput(
-                f"no tuned model at {request.tuned!r}: give a checkpoint folder, a peft adapter or a scoring run."
-            )
-        return deltas_from_checkpoints(loaded.model, tensors_on_disk(place), layers)
-    stored = run.path / "stage1"
-    if run.has_part("stage1"):
-        return load_deltas(loaded.model, layers, stored / "adapter")
-    with progress(request.stage_one.steps, "stage 1: LoRA on all layers") as bar:
+        trusted = request.inputs.trust_remote_code
+        return deltas_of(loaded.model, tuned_place(request.tuned), layers, trust_remote_code=trusted)
+    stored = run.path / STAGE_ONE
+    if run.has_part(STAGE_ONE):
+        forget(stored)
+        return deltas_of(loaded.model, stored / ADAPTER, layers)
+    assert data is not None
+    adapted = named_layers(loaded.model, "linear")
+    _require_overlap(adapted, layers, request.granularity)
+    with progress[int](request.stage_one.steps, "stage 1: LoRA on all layers") as bar:
         deltas, log = learn_deltas(
             loaded.model,
-            layers,
+            adapted,
             data.train,
+            scored=layers,
             lora=request.lora,
             settings=request.stage_one,
             folder=stored,
             report=lambda step, steps, loss: bar.advance(step - bar.done, text=f"loss {loss:.3f}"),
         )
-    run.part("stage1", lambda: {"losses": list(log.losses), "train_seconds": log.seconds, "peak_bytes": log.peak_bytes})
+    run.part(
+        STAGE_ONE, lambda: {"losses": list(log.losses), "train_seconds": log.seconds, "peak_bytes": log.peak_bytes}
+    )
+    forget(stored)
     return deltas
 
 
+def _require_overlap(adapted: tuple[Layer, ...], layers: tuple[Layer, ...], granularity: str) -> None:
+    """Raises BadInput, before stage 1 trains, if its LoRA could change none of the scored layers."""
+    changed = {name for layer in adapted for name in layer.parameters}
+    if not any(name.split("[")[0] in changed for layer in layers for name in layer.parameters):
+        raise BadInput(
+            f"stage 1 trains LoRA on linear layers, which holds no layer of granularity {granularity!r}; give a model "
+            "that was tuned in full as --tuned, or score at --granularity linear."
+        )
+
+
 def evidence_for(
-    request: ScoreRequest, run: RunFolder, loaded: LoadedModel, data: Prepared, deltas: Deltas | None
+    request: ScoreRequest, run: RunFolder, loaded: LoadedModel, data: Prepared | None, deltas: Deltas | None
 ) -> Evidence:
     """All that a criterion may look at, with where it came from."""
+    stored = loaded.folder is not None and any(loaded.folder.glob("*.safetensors"))
     return Evidence(
         model=loaded.model,
-        weights=tensors_on_disk(loaded.folder) if loaded.folder else None,
+        weights=tensors_on_disk(loaded.folder) if stored else None,  # type: ignore[arg-type]
         deltas=deltas,
-        data=batches(data.calibration, request.batch_size, shuffle=False),
+        data=batches(data.calibration, request.batch_size, shuffle=False) if data is not None else None,
         granularity=request.granularity,
-        provenance=Provenance(model=loaded.identity(), data=data.identity, versions=versions()),
+        provenance=Provenance(
+            model=loaded.identity(), data=data.identity if data is not None else (), versions=versions()
+        ),
         checkpoint=run.checkpoint,
     )
 
 
-def with_progress(evidence: Evidence, bar: Any) -> Evidence:
+def _with_progress(evidence: Evidence, bar: Any) -> Evidence:
     """The evidence with its progress shown by a bar, whose total the criterion says."""
-    from dataclasses import replace
 
     def report(step: int, steps: int, loss: float) -> None:
         bar.total = steps

@@ -1,20 +1,30 @@
 """Tune selected layers and, beside them, other choices at the same steps and seeds; measure all on held-out data."""
 
-import math
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from keylayers.actions.tune import TuneSettings, tune
-from keylayers.errors import BadInput
+from torch import nn
+
+from keylayers.actions.tune import TuneSettings, check_method, tune
+from keylayers.actions.tuning import selected_parameters
+from keylayers.errors import BadInput, BadScores
+from keylayers.layers.blocks import scalars
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
-from keylayers.measures import paired_difference, t_interval
+from keylayers.layers.structure import logical_shape, parameters_of
 from keylayers.measures.loss import example_losses
-from keylayers.recipes.inputs import Inputs, prepare_data
-from keylayers.runs import RunFolder, note, progress
+from keylayers.models.loading import LoadedModel
+from keylayers.recipes.comparison import COLUMNS, Arm, Comparison, with_interval
+from keylayers.recipes.inputs import Inputs, Prepared, prepare_data
+from keylayers.runs import RunFolder, digest, note, progress
 from keylayers.scores import LayerScores, Selection, select
+from keylayers.training.adapters import lora_config, save_adapter
+from keylayers.training.states import forget
+
+__all__ = ["COLUMNS", "Arm", "Comparison", "TuneRequest", "check_scores_fit", "choose", "compare_arms"]
 
 
 @dataclass(frozen=True)
@@ -32,97 +42,56 @@ class TuneRequest:
     """More than one: each arm takes the one with the lowest calibration loss at the first seed."""
     seeds: int = 1
 
+    def __post_init__(self) -> None:
+        check_method(self.settings.method)
+        if self.seeds < 1:
+            raise BadInput(f"seeds is {self.seeds}: expected at least 1.")
 
-@dataclass(frozen=True)
-class Arm:
-    """One choice of layers, over all seeds."""
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The policy asked for, then those it is compared with; each once."""
+        return tuple(dict.fromkeys((self.select, *self.against)))
 
-    policy: str
-    losses: tuple[float, ...]
-    """Held-out loss per seed, nats per token."""
-    learning_rate: float
-    layers: int
-    size_share: float
-    """Selected layers' share of all scored layers' parameters."""
-    trainable: int
-    seconds: float
-    """Mean training time of a seed."""
-    peak_bytes: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All arms, with the loss before tuning; the first arm is the one asked for."""
-
-    base_loss: float
-    arms: tuple[Arm, ...]
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """Lines of a table, one per arm."""
-        first = self.arms[0]
-        return [
-            (
-                arm.policy,
-                _with_interval(arm.losses),
-                "" if arm is first else _difference(first.losses, arm.losses),
-                f"{arm.layers}",
-                f"{arm.size_share:.1%}",
-                f"{arm.trainable:,}",
-                f"{arm.learning_rate:g}",
-                f"{arm.seconds:.1f}",
-                f"{arm.peak_bytes / 2**20:,.0f}",
-            )
-            for arm in self.arms
-        ]
-
-
-COLUMNS = (
-    "layers chosen by",
-    "held-out loss",
-    "first arm minus this",
-    "layers",
-    "of parameters",
-    "trainable",
-    "lr",
-    "seconds",
-    "peak MiB",
-)
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Learning rates to choose among."""
+        return tuple(dict.fromkeys(self.learning_rates)) or (self.settings.training.learning_rate,)
 
 
 def compare_arms(request: TuneRequest, run: RunFolder, scores: LayerScores | None = None) -> Comparison:
     """Tunes every arm with every seed from the same start; what is finished is kept in the run folder.
 
+    The first arm's model at the first seed, with its chosen learning rate, is stored as `tuned/`.
+
     Raises:
-        BadInput, BadSelection: before anything trains, if a policy does not fit.
+        BadScores, BadSelection, BadInput: before anything trains, if the scores are of another model, or a policy or
+            the data does not fit.
     """
-    loaded = request.inputs.load_model()
+    splits = request.inputs.load_splits()
+    loaded = _load(request)
+    if scores is not None:
+        check_scores_fit(scores, loaded.model, request.inputs.model)
     layers = scores.layers if scores is not None else named_layers(loaded.model, request.granularity)
-    policies = [request.select, *request.against]
-    for policy in policies:
-        choose(scores, layers, policy, seed=0)
-    data = prepare_data(request.inputs, loaded)
-    base = run.part("base", lambda: {"loss": example_losses(loaded.model, data.test).mean})["loss"]
+    for policy in request.policies:
+        _check(request, loaded.model, choose(scores, layers, policy, seed=0))
+    work = _Work(request, run, scores, layers, prepare_data(request.inputs, loaded, splits))
+    base = run.part("base", lambda: {"loss": example_losses(loaded.model, work.data.test).mean})["loss"]
+    del loaded  # every arm loads its own
     note(f"held-out loss before tuning: {base:.4f} nats per token")
-    rates = request.learning_rates or (request.settings.training.learning_rate,)
-    steps = request.settings.training.steps
+    tries = len(request.rates) if len(request.rates) > 1 else 0
     arms = []
-    with progress(len(policies) * (request.seeds + (len(rates) if len(rates) > 1 else 0)) * steps, "tuning") as bar:
-        for policy in policies:
-
-            def one(seed: int, rate: float, policy: str = policy) -> dict[str, Any]:
-                name = f"{_slug(policy)}-lr{rate:g}-seed{seed}"
-                before = bar.done
-                result = run.part(name, lambda: _train_one(request, run, scores, layers, policy, seed, rate, bar, name))
-                bar.advance(before + steps - bar.done, text=policy)
-                return result
-
-            rate = rates[0]
-            if len(rates) > 1:
-                tried = {rate: one(0, rate)["calibration_loss"] for rate in rates}
+    total = len(request.policies) * (request.seeds + tries) * request.settings.training.steps
+    with progress[int](total, "tuning") as bar:
+        for policy in request.policies:
+            rate = request.rates[0]
+            if tries:
+                tried = {rate: work.result(policy, 0, rate, bar)["calibration_loss"] for rate in request.rates}
                 rate = min(tried, key=lambda rate: tried[rate])
-            results = [one(seed, rate) for seed in range(request.seeds)]
-            arms.append(_arm(policy, rate, results))
-            note(f"{policy}: held-out loss {_with_interval(arms[-1].losses)}")
+            results = [work.result(policy, seed, rate, bar) for seed in range(request.seeds)]
+            arms.append(Arm.of(policy, rate, results))
+            if policy == request.select:
+                work.publish(rate)
+            note(f"{policy}: held-out loss {with_interval(arms[-1].losses)}")
     return Comparison(base, tuple(arms))
 
 
@@ -134,98 +103,132 @@ def choose(scores: LayerScores | None, layers: Sequence[Layer], policy: str, see
     return select(scores if scores is not None else layers, policy, allow_total=words == ["all"])
 
 
-def _train_one(
-    request: TuneRequest,
-    run: RunFolder,
-    scores: LayerScores | None,
-    layers: Sequence[Layer],
-    policy: str,
-    seed: int,
-    rate: float,
-    bar: Any,
-    name: str,
-) -> dict[str, Any]:
-    loaded = request.inputs.load_model(four_bit=request.settings.method == "qlora")
-    data = prepare_data(request.inputs, loaded)
-    selection = choose(scores, layers, policy, seed)
-    settings = replace(request.settings, training=replace(request.settings.training, seed=seed, learning_rate=rate))
-    start = bar.done
+def check_scores_fit(scores: LayerScores, model: nn.Module, source: str) -> None:
+    """Raises BadScores, saying what differs, unless every scored layer is in the model with the scored size."""
+    present = parameters_of(model)
 
-    def report(step: int, steps: int, loss: float) -> None:
-        bar.advance(start + step - bar.done, text=f"{policy} loss {loss:.3f}")
+    def size(layer: Layer) -> int:
+        wholes = [(present[name.partition("[")[0]], "[" in name) for name in layer.parameters]
+        return sum(scalars(value) // (logical_shape(value)[0] if sliced else 1) for value, sliced in wholes)
 
-    kept = policy == request.select and seed == 0
-    tuned = tune(
-        loaded.model,
-        selection,
-        data.train,
-        settings,
-        folder=run.path / "arms" / name,
-        report=report,
-        announce=(lambda plan: note(f"{policy}: {plan}")) if seed == 0 else None,
-    )
-    if kept:
-        _store(tuned.model, loaded, run.path / "tuned")
-    held_out = example_losses(tuned.model, data.test)
-    return {
-        "test_loss": held_out.mean,
-        "test_nats": held_out.nats.tolist(),
-        "calibration_loss": example_losses(tuned.model, data.calibration).mean,
-        "train_losses": list(tuned.log.losses),
-        "seconds": tuned.log.seconds,
-        "peak_bytes": tuned.log.peak_bytes,
-        "trainable": tuned.forecast.trainable,
-        "size_share": selection.share_of_parameters,
-        "layers": list(selection.names),
-        "untouched": tuned.untouched,
-    }
+    def is_there(layer: Layer) -> bool:
+        return all(name.partition("[")[0] in present for name in layer.parameters)
+
+    missing = [layer.name for layer in scores.layers if not is_there(layer)]
+    resized = [layer for layer in scores.layers if layer.name not in missing and size(layer) != layer.size]
+    scored = scores.provenance.model
+    if missing or resized:
+        parts = []
+        if missing:
+            shown = ", ".join(missing[:3])
+            parts.append(f"{len(missing)} of the {len(scores.layers)} scored layers are not in it ({shown})")
+        if resized:
+            one = resized[0]
+            parts.append(f"{len(resized)} have another size ({one.name}: {one.size:,} when scored, {size(one):,} here)")
+        raise BadScores(
+            f"the scores are of {scored.get('id', 'another model')!r} ({scored.get('architecture', 'unknown')}), and "
+            f"the model {source!r} ({type(model).__name__}) differs: {'; '.join(parts)}. Score this model, or name the "
+            "one that was scored as --model."
+        )
+    if scored.get("id") not in (None, source):
+        note(f"the scores are of {scored['id']}; the model is {source}, which has the same layers")
 
 
-def _store(model: Any, loaded: Any, folder: Path) -> None:
+def _check(request: TuneRequest, model: nn.Module, selection: Selection) -> None:
+    """Raises BadSelection for a selection the method cannot train."""
+    if request.settings.method == "full":
+        selected_parameters(model, selection)
+    else:
+        lora_config(model, selection.chosen, request.settings.lora)
+
+
+def _load(request: TuneRequest) -> LoadedModel:
+    return request.inputs.load_model(four_bit=request.settings.method == "qlora")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all arms share."""
+
+    request: TuneRequest
+    run: RunFolder
+    scores: LayerScores | None
+    layers: tuple[Layer, ...]
+    data: Prepared
+
+    def result(self, policy: str, seed: int, rate: float, bar: Any) -> dict[str, Any]:
+        """What training one arm with one seed gave; trained once, read from the run folder ever after."""
+        name, start, steps = _name(policy, seed, rate), bar.done, self.request.settings.training.steps
+
+        def report(step: int, steps: int, loss: float) -> None:
+            bar.advance(start + step - bar.done, text=f"{policy} loss {loss:.3f}")
+
+        found = self.run.part(name, lambda: self._train(policy, seed, rate, report))
+        forget(self._folder(name))
+        bar.advance(start + steps - bar.done, text=policy)
+        return found
+
+    def publish(self, rate: float) -> None:
+        """Makes the first arm's model the run's result; the models of other learning rates are deleted."""
+        result = self.run.path / "tuned"
+        for one in self.request.rates:
+            kept = self._folder(_name(self.request.select, 0, one)) / "tuned"
+            if one == rate and kept.exists():
+                shutil.rmtree(result, ignore_errors=True)
+                kept.rename(result)
+            shutil.rmtree(kept, ignore_errors=True)
+
+    def _train(self, policy: str, seed: int, rate: float, report: Any) -> dict[str, Any]:
+        request, folder = self.request, self._folder(_name(policy, seed, rate))
+        loaded = _load(request)
+        selection = choose(self.scores, self.layers, policy, seed)
+        training = replace(request.settings.training, seed=seed, learning_rate=rate)
+        tuned = tune(
+            loaded.model,
+            selection,
+            self.data.train,
+            replace(request.settings, training=training),
+            folder=folder,
+            report=report,
+            announce=(lambda plan: note(f"{policy}: {plan}")) if seed == 0 else None,
+        )
+        held_out = example_losses(tuned.model, self.data.test)
+        if policy == request.select and seed == 0:
+            _store(tuned.model, loaded.tokenizer, request.settings.method, folder / "tuned")
+        return {
+            "test_loss": held_out.mean,
+            "test_nats": held_out.nats.tolist(),
+            "calibration_loss": example_losses(tuned.model, self.data.calibration).mean,
+            "train_losses": list(tuned.log.losses),
+            "seconds": tuned.log.seconds,
+            "peak_bytes": tuned.log.peak_bytes,
+            "trainable": tuned.forecast.trainable,
+            "size_share": selection.share_of_parameters,
+            "layers": list(selection.names),
+            "untouched": tuned.untouched,
+        }
+
+    def _folder(self, name: str) -> Path:
+        return self.run.path / "arms" / name
+
+
+def _store(model: Any, tokenizer: Any, method: str, folder: Path) -> None:
     """The tuned model as peft or transformers store it; the folder appears whole or not at all."""
-    import shutil
-
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    if loaded.tokenizer is not None:
-        loaded.tokenizer.save_pretrained(partial)
+    if method == "full":
+        model.save_pretrained(partial)
+    else:
+        save_adapter(model, partial)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 
 
-def _arm(policy: str, rate: float, results: Sequence[Mapping[str, Any]]) -> Arm:
-    losses = tuple(result["test_loss"] for result in results)
-    if not all(map(math.isfinite, losses)):
-        raise BadInput(f"{policy}: the held-out loss is not finite; lower the learning rate ({rate:g}).")
-    return Arm(
-        policy,
-        losses,
-        rate,
-        len(results[0]["layers"]),
-        sum(result["size_share"] for result in results) / len(results),
-        round(sum(result["trainable"] for result in results) / len(results)),
-        sum(result["seconds"] for result in results) / len(results),
-        max(result["peak_bytes"] for result in results),
-    )
-
-
-def _with_interval(losses: Sequence[float]) -> str:
-    if len(losses) < 2:
-        return f"{losses[0]:.4f}"
-    interval = t_interval(losses)
-    return f"{interval.estimate:.4f} ± {(interval.high - interval.low) / 2:.4f}"
-
-
-def _difference(first: Sequence[float], other: Sequence[float]) -> str:
-    if len(first) < 2:
-        return f"{first[0] - other[0]:+.4f}"
-    paired = paired_difference(first, other)
-    half = (paired.interval.high - paired.interval.low) / 2
-    return f"{paired.interval.estimate:+.4f} ± {half:.4f}"
-
-
-def _slug(policy: str) -> str:
-    return "".join(
-        character if character.isalnum() or character in "-=." else "_" for character in policy.replace("%", "pc")
-    )
+def _name(policy: str, seed: int, rate: float) -> str:
+    """Name of a part: the policy in characters that any file system takes."""
+    plain = "".join(c if c.isalnum() or c in "-=." else "_" for c in policy.replace("%", "pc"))
+    if len(plain) > 120:  # a long list of blocks
+        plain = f"{plain[:100]}-{digest(policy)[:16]}"
+    return f"{plain}-lr{rate}-seed{seed}"

@@ -1,0 +1,169 @@
+"""Scoring: a file per criterion, computed once; deltas of our own or of any tuned model; refusals before work."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from keylayers.errors import BadInput, UnknownName
+from keylayers.layers import named_layers
+from keylayers.recipes import score as module
+from keylayers.recipes.inputs import Inputs
+from keylayers.recipes.score import ScoreRequest, score, settings_of
+from keylayers.runs import open_run
+from keylayers.scores.files import load
+from tests.recipes.small import request
+from tests.tiny_models import build
+
+ALL = ("learned_mask", "path_integral", "leave_one_out", "add_one_in", "delta_norm", "random")
+
+
+def scored(asked: ScoreRequest, folder: Path):
+    with open_run(folder, "score", asked) as run:
+        return score(asked, run)
+
+
+@pytest.fixture(scope="module")
+def finished(world, tmp_path_factory):
+    """A run with every criterion: (folder, scores)."""
+    folder = tmp_path_factory.mktemp("runs") / "all"
+    return folder, scored(request(world, *ALL), folder)
+
+
+def test_every_criterion_leaves_a_file_with_where_it_came_from(world, finished):
+    folder, scores = finished
+    assert tuple(scores) == ALL
+    for name, result in scores.items():
+        assert load(folder / f"{name}.json") == result
+        assert result.criterion == name and len(result.layers) == 3 * 7 + 1
+        origin = result.provenance
+        assert origin.model["id"] == str(world.model) and origin.model["architecture"] == "LlamaForCausalLM"
+        assert [entry["split"] for entry in origin.data] == ["train", "calibration"]
+        assert origin.versions["torch"] == torch.__version__.split("+")[0] or origin.versions["torch"]
+    assert scores["learned_mask"].provenance.settings["steps"] == 4
+    assert scores["path_integral"].provenance.settings["points"] == 2
+    assert (
+        scores["path_integral"].provenance.settings["loss_tuned"]
+        < scores["path_integral"].provenance.settings["loss_base"]
+    )
+
+
+def test_stage_one_keeps_its_adapter_and_no_states(finished):
+    folder, _ = finished
+    assert (folder / "stage1" / "adapter" / "adapter_model.safetensors").is_file()
+    assert not list((folder / "stage1").glob("checkpoint-*"))
+    assert len(json.loads((folder / "parts" / "stage1.json").read_text())["value"]["losses"]) == 4
+
+
+def test_a_second_call_computes_nothing(world, finished, monkeypatch):
+    folder, scores = finished
+    monkeypatch.setattr(Inputs, "load_model", lambda self, **options: pytest.fail("loaded a model"))
+    monkeypatch.setattr(module, "learn_deltas", lambda *a, **o: pytest.fail("trained"))
+    assert scored(request(world, *ALL), folder) == scores
+
+
+def test_a_missing_file_alone_is_computed_again_from_the_kept_deltas(world, finished, monkeypatch):
+    folder, scores = finished
+    monkeypatch.setattr(module, "learn_deltas", lambda *a, **o: pytest.fail("trained"))
+    (folder / "path_integral.json").unlink()
+    again = scored(request(world, *ALL), folder)["path_integral"]
+    assert again.values.tolist() == scores["path_integral"].values.tolist()
+
+
+def test_a_run_an_adapter_and_a_merged_checkpoint_as_tuned_give_the_same_scores(world, finished, tmp_path):
+    from peft import PeftModel
+
+    folder, scores = finished
+    expected = scores["leave_one_out"].values
+    merged = PeftModel.from_pretrained(world.inputs().load_model().model, str(folder / "stage1" / "adapter"))
+    merged.merge_and_unload().save_pretrained(tmp_path / "merged")
+    for number, tuned in enumerate((folder, folder / "stage1" / "adapter", tmp_path / "merged")):
+        found = scored(request(world, "leave_one_out", tuned=str(tuned)), tmp_path / str(number))["leave_one_out"]
+        assert found.values == pytest.approx(expected, abs=2e-5)
+        assert not (tmp_path / str(number) / "stage1").exists()
+
+
+def test_blocks_are_scored_from_the_same_stage_one(world, finished, tmp_path):
+    _, scores = finished
+    asked = request(world, "add_one_in", granularity="block", settings={})
+    found = scored(asked, tmp_path / "blocks")["add_one_in"]
+    assert [layer.name for layer in found.layers] == [f"model.layers.{index}" for index in range(3)]
+    assert found.values.sum() == pytest.approx(scores["add_one_in"].values.sum(), abs=0.05)
+
+
+def test_what_stage_one_cannot_change_is_refused_before_it_trains():
+    model = build("olmoe")
+    with pytest.raises(BadInput, match=r"no layer of granularity 'router'.*--tuned"):
+        module._require_overlap(named_layers(model), named_layers(model, "router"), "router")
+    module._require_overlap(named_layers(model), named_layers(model, "expert"), "expert")
+
+
+def test_a_criterion_that_looks_at_no_data_needs_none(world, finished, tmp_path):
+    folder, scores = finished
+    nowhere = world.inputs(data=str(tmp_path / "nowhere.jsonl"))
+    asked = request(world, "delta_norm", "random", inputs=nowhere, tuned=str(folder))
+    found = scored(asked, tmp_path / "run")
+    assert found["delta_norm"].values == pytest.approx(scores["delta_norm"].values, rel=1e-6)
+    assert found["delta_norm"].provenance.data == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "said"),
+    [
+        ({"criteria": ("learned_masks",)}, UnknownName, "'learned_masks'; did you mean 'learned_mask'"),
+        ({"settings": {"pionts": 3}}, UnknownName, "'pionts'; did you mean 'points'"),
+        ({"settings": {"points": "many"}}, BadInput, "points=many of path_integral: input should be a valid integer"),
+        ({"inputs": {"data": "nowhere.jsonl"}}, BadInput, "no such data file: nowhere.jsonl"),
+        ({"inputs": {"columns": {"prompt": "promt"}}}, UnknownName, "promt"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_the_model_is_loaded(world, tmp_path, monkeypatch, asked, error, said):
+    monkeypatch.setattr(Inputs, "load_model", lambda self, **options: pytest.fail("loaded a model"))
+    given = {"criteria": ("path_integral",), **asked, "inputs": world.inputs(**asked.get("inputs", {}))}
+    with pytest.raises(error, match=said):
+        scored(ScoreRequest(**given), tmp_path / "run")
+
+
+def test_a_tuned_model_that_does_not_exist_or_is_of_another_shape_is_refused(world, tmp_path):
+    asked = request(world, "delta_norm", tuned=str(tmp_path / "nowhere"))
+    with pytest.raises(BadInput, match="no folder"):
+        scored(asked, tmp_path / "one")
+    build("llama").save_pretrained(tmp_path / "other")
+    asked = request(world, "delta_norm", tuned=str(tmp_path / "other"))
+    with pytest.raises(BadInput, match="not two versions of one model"):
+        scored(asked, tmp_path / "two")
+
+
+def test_settings_are_of_the_right_type_also_from_text():
+    from keylayers import criteria
+
+    assert settings_of(criteria.get("learned_mask"), {"steps": "7", "initial": "-1e-1"}).steps == 7
+    assert settings_of(criteria.get("learned_mask"), {"initial": "-1e-1"}).initial == -0.1
+    with pytest.raises(BadInput, match="optimiser=adamm of learned_mask: input should be 'adam' or 'sgd'"):
+        settings_of(criteria.get("learned_mask"), {"optimiser": "adamm"})
+
+
+def test_a_pickle_allowed_as_the_model_scores(world, tmp_path):
+    import shutil
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(world.model, folder)
+    model = world.inputs().load_model().model
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    inputs = world.inputs(model=str(folder), allow_pickle=True)
+    with pytest.raises(BadInput, match="is a pickle"):
+        scored(request(world, "random", inputs=world.inputs(model=str(folder))), tmp_path / "refused")
+    assert len(scored(request(world, "random", inputs=inputs), tmp_path / "run")["random"].layers) == 22
+
+
+def test_a_run_killed_in_either_stage_resumes_to_the_same_scores(tmp_path):
+    script = Path(__file__).with_name("killed.py")
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["kills"] >= 5
+    assert found["resumed"] == [found["whole"]] * len(found["resumed"])
