@@ -1,0 +1,1 @@
+"""Speed and known truth, measured as ratios within one run."""

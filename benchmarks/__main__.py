@@ -1,0 +1,33 @@
+"""`make bench`: runs every benchmark, writes BENCHMARKS.md, fails where a ratio misses its limit."""
+
+import sys
+from pathlib import Path
+
+from benchmarks import stage_two
+from keylayers.runs import machine, note, versions
+
+PARTS = {"Learning gates (ILA, stage 2)": stage_two.table}
+
+
+def main() -> int:
+    """Exit status: 0 if every limit holds."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Written by `make bench`: ratios within one run, repetitions interleaved, medians with the extremes.",
+        f"Machine: {machine()}. Versions: {versions()}.",
+    ]
+    fine = True
+    for title, run in PARTS.items():
+        note(f"benchmark: {title}")
+        body, holds = run()
+        fine &= holds
+        lines += ["", f"## {title}", "", *body]
+    text = "\n".join(lines) + "\n"
+    Path("BENCHMARKS.md").write_text(text)
+    print(text)
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
