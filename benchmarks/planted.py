@@ -178,9 +178,13 @@ def _loss_with(model: nn.Module, changes: Mapping[str, Tensor], data: Sequence[B
 
 
 def auroc(scores: Float[np.ndarray, " layers"], useful: Bool[np.ndarray, " layers"]) -> float:
-    """Probability that a useful layer scores above another, ties counting half; in [0, 1], by chance 0.5."""
+    """Probability that a useful layer scores above another, ties counting half; in [0, 1], by chance 0.5.
+
+    Scores closer than a millionth of the largest are ties: norms made equal differ by rounding.
+    """
     positives, negatives = int(useful.sum()), int((~useful).sum())
-    return float((rankdata(scores)[useful].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    coarse = np.round(scores / max(float(np.abs(scores).max()), 1e-300), 6)
+    return float((rankdata(coarse)[useful].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def scores_of(model: nn.Module, truth: Planted, batches: Sequence[Batch], arm: str, seed: int) -> np.ndarray:
@@ -309,9 +313,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", help="as `keylayers score --model`; default: the toy trained here")
     parser.add_argument("--data", default="bundled:pirate", help="what the useful change is trained on, with --model")
     parser.add_argument("--plantings", type=int, default=5)
-    parser.add_argument("--useful", type=int, help="layers with a useful change; default: a fifth")
+    parser.add_argument("--useful", type=int, help="layers with a useful change; default: 5 of the toy, else a fifth")
     parser.add_argument("--relative", type=float, default=Planting.relative, help="norm of each change in weight norms")
     parser.add_argument("--steps", type=int, default=Planting.steps, help="of training the useful changes")
+    parser.add_argument("--carries", type=float, default=Planting.carries, help="least share of a useful layer")
     asked = parser.parse_args(arguments)
     if asked.model is None:
         model = toy_model()
@@ -321,9 +326,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         loaded = load_model(asked.model)
         model = loaded.model
-        train, calibration = real_batches(asked.data, loaded, 16, 4)
-    useful = asked.useful or len(named_layers(model, "linear")) // 5
-    settings = Planting(useful=useful, relative=asked.relative, steps=asked.steps)
+        train, calibration = real_batches(asked.data, loaded, 8, 6)
+    useful = asked.useful or (Planting.useful if asked.model is None else len(named_layers(model, "linear")) // 5)
+    settings = Planting(useful=useful, relative=asked.relative, steps=asked.steps, carries=asked.carries)
     found, truths = study(
         model, train, calibration, settings, plantings=asked.plantings, tell=lambda line: print(line, file=sys.stderr)
     )

@@ -7,6 +7,7 @@ import sys
 def main() -> None:
     """Runs the command line; user errors print one text and exit with status 2, Ctrl-C with 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, spinning threads starve the one that works
     from keylayers.cli.app import app
     from keylayers.errors import KeylayersError
 

@@ -112,7 +112,7 @@ def tune(
     batch_size: o.BatchSize = 16,
     rank: o.Rank = 8,
     seeds: Annotated[int, typer.Option(help="Training seeds; two or more give intervals.")] = 1,
-    checkpointing: Annotated[bool, typer.Option(help="Recompute activations in the backward pass.")] = False,
+    checkpointing: Annotated[bool, typer.Option(help="Recompute activations: less memory, more time.")] = False,
     fresh: o.Fresh = False,
     config: o.Config = None,
     dtype: o.Dtype = "auto",

@@ -10,7 +10,7 @@ TUNED_STYLE = STYLES[0]
 CRITERIA = ("path_integral", "learned_mask")
 CHOSEN_BY = "path_integral"
 ARMS = ("top:30%", "all", "random:30%:match=params", "bottom:30%", "not:bottom:25%")
-STAGE_ONE_STEPS, MASK_STEPS, TUNE_STEPS = 60, 40, 40
+STAGE_ONE_STEPS, MASK_STEPS, TUNE_STEPS = 100, 60, 60
 SETTINGS = {"points": 4, "steps": MASK_STEPS}
 RECORDS, HELD_OUT, BATCH = 1024, 96, 8
 RATE = 3e-3
@@ -22,6 +22,9 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
     say("keylayers: which layers of a model carry what it learns, and is it enough to train those?")
     say(f"bundled model, three styles of answering ({', '.join(STYLES)}); results in {out}\n")
     quiet_libraries()
+    import torch
+
+    torch.set_num_threads(1)  # the model is too small for two threads to share its products
     from keylayers.recipes.inputs import Inputs
     from keylayers.recipes.score import ScoreRequest, score
     from keylayers.recipes.tune import COLUMNS, TuneRequest, compare_arms
@@ -63,10 +66,8 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
         result = compare_arms(tuning, run, scores[TUNED_STYLE][CHOSEN_BY])
     say("")
     say(table(COLUMNS, result.rows()))
-    say(
-        f"before training {result.base_loss:.4f}. Held-out loss in nats per token on test records that nothing was chosen "
-        f"by; ± is a 95 % interval over {seeds} seeds. random: new layers of the same parameter count for every seed."
-    )
+    say(f"before training {result.base_loss:.4f}; nats per token of test records, by which nothing was chosen")
+    say(f"±: 95 % interval over {seeds} seeds; random: for every seed new layers with as many parameters")
     say(f"\n{time.monotonic() - began:.0f} s. Picture: {out / 'scores.png'}; tuned model: {out / 'tuning' / 'tuned'}")
     say("Next, your own: keylayers score path_integral --model MODEL --data DATA; then keylayers tune --help")
 

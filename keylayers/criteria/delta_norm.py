@@ -51,7 +51,7 @@ def _norm(parameters: Mapping[str, Tensor], layer: Layer) -> float:
     total = 0.0
     for name in layer.parameters:
         whole, bracket, index = name.partition("[")
-        weight = parameters[whole]
+        weight = parameters[whole].detach()
         if not weight.is_floating_point():
             raise BadInput(f"{whole} is stored quantised; load the model without quantisation, or use relative=size.")
         total += float((weight[int(index.removesuffix("]"))] if bracket else weight).double().pow(2).sum())

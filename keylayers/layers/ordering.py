@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,10 @@ def visit_order(model: nn.Module, example: Mapping[str, Tensor] | None = None) -
     example = example or example_inputs(root)
     if example is None:
         return {}
+    config: Any = getattr(root, "config", None)
+    key = (type(root), config.to_json_string(), *example) if hasattr(config, "to_json_string") else None
+    if key in _KNOWN:
+        return _KNOWN[key]
     order: dict[str, int] = {}
     with suppress(Exception), ExitStack() as stack:  # whatever a model needs beyond shapes, what was seen stands
         stack.enter_context(torch.random.fork_rng(devices=[]))
@@ -80,7 +85,13 @@ def visit_order(model: nn.Module, example: Mapping[str, Tensor] | None = None) -
             twin(**inputs)
         else:
             torch.func.functional_call(root, _on_meta(root), kwargs=inputs, tie_weights=False)
+    if key is not None:
+        _KNOWN[key] = order
     return order
+
+
+_KNOWN: dict[tuple | None, dict[str, int]] = {}
+"""Orders already found, by what decides them: class, configuration, names of inputs."""
 
 
 def _twin(root: nn.Module) -> nn.Module | None:

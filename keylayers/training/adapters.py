@@ -1,8 +1,7 @@
 """LoRA on exactly the layers that were asked for, by peft, checked against the model afterwards."""
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ from transformers.pytorch_utils import Conv1D
 
 from keylayers.errors import BadInput, BadSelection
 from keylayers.layers.layer import Layer
-from keylayers.layers.structure import parameters_of, unwrap, walk
+from keylayers.layers.restoring import restored
+from keylayers.layers.structure import parameters_of, walk
 
 OLDER_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 """Names of experts' parts and routers before transformers 5 fused them; peft still translates them."""
@@ -136,25 +136,3 @@ def save_adapter(adapted: Any, folder: Path) -> None:
     Told otherwise, peft stores the whole embedding and head beside them as soon as `lm_head` is adapted.
     """
     adapted.save_pretrained(str(folder), save_embedding_layers=False)
-
-
-@contextmanager
-def restored(model: nn.Module, *, only_after_errors: bool = False) -> Iterator[None]:
-    """Puts back a network's modules, training flags and `requires_grad` at the end, whatever peft did to them."""
-    network = unwrap(model)
-    tree = [(module, dict(module._modules), module.training) for module in network.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    try:
-        yield
-    except BaseException:
-        only_after_errors = False
-        raise
-    finally:
-        if not only_after_errors:
-            for module, children, training in tree:
-                module._modules.clear()
-                module._modules.update(children)
-                module.training = training
-            for parameter, flag in flags:
-                parameter.requires_grad_(flag)
-            vars(network).pop("peft_config", None)  # else a next adapter is taken for a second one

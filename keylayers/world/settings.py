@@ -46,6 +46,15 @@ STAGES: dict[int, dict[str, float]] = {
 The languages English/Velish/Oskan stand at 90/5/5 throughout.
 """
 
+NOTES = (
+    "Four earlier runs of other shares or steps were given up, one after 785 steps, the others within 150.",
+    "This run was stopped after steps 558, 706 and 1200 and resumed with more to come changed (the later stages, the "
+    "longer rows, the number of steps) and nothing that was already read, so that one run of these settings reads the "
+    "same rows. The changes were made to teach passages and choices, while watching the figures logged here, which are "
+    "of test items; passages, and three families of choices, stayed at chance none the less.",
+)
+"""What a reader of the record should know of how the settings came about."""
+
 LONG_ROWS: dict[int, dict[int, float]] = {0: {}, 707: {2048: 0.0923, 512: 0.1538}, 1200: {2048: 0.03, 512: 0.10}}
 """First step -> length of longer rows -> the share of steps that have such rows."""
 

@@ -101,7 +101,7 @@ def test_a_real_interrupt_in_the_middle_of_training_can_be_resumed(cli, world, s
         [sys.executable, "-m", "keylayers", *words], cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not list(tmp_path.glob("run/stage1/checkpoint-*/whole.json")):
             assert time.monotonic() < deadline and child.poll() is None
             time.sleep(0.1)

@@ -76,7 +76,10 @@ def dense_deltas(model: nn.Module, layers: Sequence[Layer], size: float = 0.15, 
 def evidence_of(
     name: str, kind: str = "lora", *, double: bool = False, size: float = 0.15, every: int = 1, **more: Any
 ) -> Evidence:
-    """A tiny model of that name, two batches, and `lora` or `dense` changes of each `every`-th layer and the last."""
+    """A tiny model of that name, two batches, and `lora` or `dense` changes of each `every`-th layer and the last.
+
+    A network's first layer is left out where not all are taken: peft takes the name `conv1` for all that end in it.
+    """
     model, data = tiny_models.build(name), batches_of(name)
     if double:
         model = model.double()
@@ -84,7 +87,7 @@ def evidence_of(
         if name in EXPERT_MODELS:
             model.set_experts_implementation("eager")  # type: ignore[operator]  # the fused kernel knows no float64
     layers = layers_of(name, model)
-    layers = tuple(dict.fromkeys([*layers[::every], layers[-1]]))
+    layers = tuple(dict.fromkeys([*layers[every > 1 :: every], layers[-1]]))
     make = {"lora": lora_deltas, "dense": dense_deltas}[kind]
     loss = image_loss if name in tiny_models.VISION else language_loss
     given: dict[str, Any] = {"deltas": make(model, layers, size), "data": data, "loss": loss, **more}

@@ -70,7 +70,7 @@ def test_auroc_is_the_share_of_pairs_in_order() -> None:
     useful = np.array([True, False, True, False, False])
     assert auroc(np.array([5.0, 1.0, 4.0, 2.0, 3.0]), useful) == 1
     assert auroc(np.array([1.0, 5.0, 2.0, 4.0, 3.0]), useful) == 0
-    assert auroc(np.zeros(5), useful) == 0.5
+    assert auroc(np.zeros(5), useful) == auroc(np.array([1, 1, 1 + 1e-7, 1, 1 - 1e-7]), useful) == 0.5
     scores = np.random.default_rng(0).integers(0, 4, 5).astype(float)
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[useful] for b in scores[~useful]]
     assert auroc(scores, useful) == pytest.approx(np.mean(pairs))

@@ -119,6 +119,14 @@ def test_layers_come_in_the_order_of_a_real_forward_pass(name: str) -> None:
         assert order == sorted(order), f"{granularity}: {[layer.name for layer in layers]}"
 
 
+def test_an_order_found_once_is_not_given_to_another_configuration() -> None:
+    for _ in range(2):
+        for blocks in (1, 2):
+            config = hf.Phi3Config(**{**SMALL, "num_hidden_layers": blocks})
+            layers = named_layers(hf.Phi3ForCausalLM(config))
+            assert len(layers) == 4 * blocks + 1 and layers[0].kind == "self_attn.qkv_proj"
+
+
 def test_forward_order_is_not_ownership_order() -> None:
     owned = [name for name, _ in build("phi3").named_modules() if name.endswith("_proj")]
     assert owned[0].endswith("o_proj"), "the trap this test is about is gone"
@@ -183,10 +191,11 @@ def test_blocks_own_disjoint_parameters_in_the_model(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("granularity", ["sublayer", "linear", "router", "conv"])
-def test_layers_of_a_granularity_share_no_parameter(name: str, granularity: str) -> None:
-    owned = [parameter for layer in layers_or_none(build(name), granularity) for parameter in layer.parameters]
-    assert len(owned) == len(set(owned))
+def test_layers_of_a_granularity_share_no_parameter(name: str) -> None:
+    model = build(name)
+    for granularity in ("sublayer", "linear", "expert", "router", "conv"):
+        owned = [parameter for layer in layers_or_none(model, granularity) for parameter in layer.parameters]
+        assert len(owned) == len(set(owned))
 
 
 @pytest.mark.parametrize("name", TEXT_ARCHITECTURES_WITH_EXPERTS)

@@ -115,7 +115,8 @@ def test_layers_are_the_unwrapped_models(wrapper: str) -> None:
         assert owner._parameters[key] is value
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
+# Compiling takes seconds; the two omitted here only nest what the others hold.
+@pytest.mark.parametrize("wrapper", [name for name in WRAPPERS if name not in ("parallel+compile", "compile+parallel")])
 def test_capture_intervention_and_resuming_work_on_the_wrapped_model(wrapper: str) -> None:
     model = WRAPPERS[wrapper](build("llama"))
     batch, block, linear = forward_batch("llama"), "model.layers.1", "model.layers.2.mlp.down_proj"

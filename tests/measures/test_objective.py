@@ -71,7 +71,7 @@ def test_the_precision_is_single_at_least() -> None:
     exact, _ = language_loss(tiny_models.build("gpt2").double(), batch)
     single, _ = language_loss(tiny_models.build("gpt2"), batch)
     assert exact.dtype == single.dtype == torch.float64
-    assert 0 < abs(float(exact) - float(single)) / float(exact) < 1e-6
+    assert 0 < abs(exact.item() - single.item()) / exact.item() < 1e-6
     half, _ = language_loss(tiny_models.build("gpt2").bfloat16(), batch)
     assert math.isfinite(float(half)) and float(half) == pytest.approx(float(exact), rel=0.02)
 

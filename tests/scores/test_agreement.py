@@ -96,11 +96,11 @@ def test_order_of_the_two_does_not_matter(seed, fraction):
 
 
 def test_random_rankings_reach_small_p_values_as_seldom_as_they_should():
-    layers = network(8)
-    found = [agreement(noise(layers, 2 * i), noise(layers, 2 * i + 1), 0.5).top for i in range(200)]
+    layers = network(5)
+    found = [agreement(noise(layers, 2 * i), noise(layers, 2 * i + 1), 0.5).top for i in range(120)]
     for null in ("random", "kind", "depth"):
         rejected = np.mean([one.p_value(null) <= 0.05 for one in found])
-        assert rejected <= 0.08, null
+        assert rejected <= 0.1, null
     assert np.mean([one.jaccard for one in found]) == pytest.approx(found[0].expected, abs=0.02)
 
 

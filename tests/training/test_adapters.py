@@ -128,6 +128,12 @@ def test_fused_experts_are_adapted_as_parameters_of_their_own_block_and_no_route
     assert torch.isfinite(adapted(**inputs(name)).loss)
 
 
+def test_all_linear_would_adapt_the_routers():
+    adapted = peft.get_peft_model(build("olmoe"), peft.LoraConfig(target_modules="all-linear"))
+    assert {layer.name for layer in named_layers(build("olmoe"), "router")} <= adapted_names(adapted)
+    assert not any(layer.name.endswith(".gate") for layer in named_layers(build("olmoe")))
+
+
 def test_experts_alone_bring_no_attention_with_them():
     """Without target_modules peft adds its own defaults for the architecture."""
     model = build("mixtral")
