@@ -1,7 +1,9 @@
 """Planted truth: tuned models in which only some layers' changes are useful; can a criterion tell which?
 
-`python -m benchmarks.planted [--model bundled:llama --data bundled:pirate]` prints the table; without arguments, on a
-small Llama trained here in seconds to reverse sequences and tuned to copy them.
+`python -m benchmarks.planted` prints the table for a small Llama that is trained here in seconds, first to answer symbols
+with either of two, then to prefer one; `--model bundled:llama --data bundled:pirate --useful 8 --relative 0.05 --steps 60`
+prints it for a real model. There a larger norm is no fair test: the model is so sure of wrong answers (14 nats per token)
+that noise of a fifth of its weights' norm helps by itself.
 """
 
 import argparse
