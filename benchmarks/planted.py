@@ -1,9 +1,10 @@
 """Planted truth: tuned models in which only some layers' changes are useful; can a criterion tell which?
 
-`python -m benchmarks.planted` prints the table for a small Llama that is trained here in seconds, first to answer symbols
-with either of two, then to prefer one; `--model bundled:llama --data bundled:pirate --useful 8 --relative 0.05 --steps 60`
-prints it for a real model. There a larger norm is no fair test: the model is so sure of wrong answers (14 nats per token)
-that noise of a fifth of its weights' norm helps by itself.
+`python -m benchmarks.planted` prints the table for a small Llama that is trained here in seconds, first to answer
+symbols with either of two, then to prefer one. For a real model, in about ten minutes:
+`python -m benchmarks.planted --model bundled:llama --data bundled:pirate --useful 8 --relative 0.05 --steps 60`.
+A larger norm is no fair test there: the model is so sure of wrong answers (14 nats per token) that noise of a fifth of
+its weights' norm helps by itself.
 """
 
 import argparse
@@ -182,10 +183,10 @@ def _loss_with(model: nn.Module, changes: Mapping[str, Tensor], data: Sequence[B
 def auroc(scores: Float[np.ndarray, " layers"], useful: Bool[np.ndarray, " layers"]) -> float:
     """Probability that a useful layer scores above another, ties counting half; in [0, 1], by chance 0.5.
 
-    Scores closer than a millionth of the largest are ties: norms made equal differ by rounding.
+    Scores closer than about 0.00001 of the largest are ties: norms made equal differ by rounding.
     """
     positives, negatives = int(useful.sum()), int((~useful).sum())
-    coarse = np.round(scores / max(float(np.abs(scores).max()), 1e-300), 6)
+    coarse = np.round(scores / max(float(np.abs(scores).max()), 1e-300), 5)
     return float((rankdata(coarse)[useful].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 

@@ -29,7 +29,7 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
     from keylayers.recipes.score import ScoreRequest, score
     from keylayers.recipes.tune import COLUMNS, TuneRequest, compare_arms
     from keylayers.report.heatmap import heatmap
-    from keylayers.runs import open_run
+    from keylayers.runs import open_run, write_json
     from keylayers.scores import agreements
     from keylayers.training.train import TrainSettings
 
@@ -64,6 +64,7 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
     say(f"\nTraining on {TUNED_STYLE}, {TUNE_STEPS} steps, {seeds} seeds; layers chosen by {CHOSEN_BY}:")
     with open_run(out / "tuning", "tune", _plain(tuning), fresh=fresh) as run:
         result = compare_arms(tuning, run, scores[TUNED_STYLE][CHOSEN_BY])
+        write_json(run.path / "comparison.json", _plain(result))
     say("")
     say(table(COLUMNS, result.rows()))
     say(f"before training {result.base_loss:.4f}; nats per token of test records, by which nothing was chosen")
