@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ LIMITS = {"stage 2, LoRA deltas": 1.2, "stage 2, full deltas": 1.6}
 """Most that a step may cost, in bare steps."""
 BARE, STAGE_ONE = "bare forward + activation backward", "stage 1, LoRA on all layers (peft)"
 Step = Callable[[], None]
+_OPEN = ExitStack()  # what the steps work in, kept open as long as the process runs
 
 
 def make_model() -> nn.Module:
@@ -48,8 +50,8 @@ def make_step(kind: str) -> Step:
     ids = torch.randint(0, VOCABULARY, (BATCH, LENGTH), generator=generator)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     if kind == BARE:
-        frozen(model).__enter__()
-        embedded = model.get_input_embeddings()(ids).requires_grad_()  # type: ignore[operator]
+        _OPEN.enter_context(frozen(model))
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()  # type: ignore[operator]
         inputs = {"inputs_embeds": embedded, "attention_mask": batch["attention_mask"], "labels": ids}
 
         def bare() -> None:
@@ -82,8 +84,8 @@ def make_step(kind: str) -> Step:
     deltas = Deltas(layers, tuple({f"{layer.name}.weight": delta(f"{layer.name}.weight")} for layer in layers))
     scores = torch.full((len(layers),), 4.0, requires_grad=True)
     adam = torch.optim.Adam([scores], lr=0.01)
-    frozen(model).__enter__()
-    gated(model, deltas, lambda: torch.sigmoid(scores)).__enter__()
+    _OPEN.enter_context(frozen(model))
+    _OPEN.enter_context(gated(model, deltas, lambda: torch.sigmoid(scores)))
 
     def stage_two() -> None:
         adam.zero_grad()
