@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -18,6 +19,9 @@ os.environ.update(
 import numpy as np
 import pytest
 from hypothesis import settings
+
+# A background job inherits SIGINT ignored, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("keylayers", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("keylayers")

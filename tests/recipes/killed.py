@@ -1,6 +1,7 @@
 """A scoring run that is killed in stage 1 and in stage 2 at seeded moments and resumed until it ends.
 
-Run in a process of its own (it forks): python tests/recipes/killed.py FOLDER
+Run in a process of its own (it forks): python tests/recipes/killed.py FOLDER [--clock]
+With --clock each run is also killed after a random time, a moment that differs with the machine's load.
 Prints one JSON object: the scores of an uninterrupted run, of the resumed ones, and how often it was killed.
 """
 
@@ -42,7 +43,7 @@ def killed_before(place: object, name: str, number: int):
 
 
 def main() -> None:
-    top = Path(sys.argv[1])
+    top, by_clock = Path(sys.argv[1]), "--clock" in sys.argv
     make(top)
     git_commit(), versions()  # cached before forking
     for name in CRITERIA:
@@ -60,7 +61,8 @@ def main() -> None:
         folder = top / str(number)
         for run in runs:
             kills += not attempt(run, folder)
-        kills += not attempt(work, folder, moments.uniform(0.1, 1.0))  # may end first
+        if by_clock:  # another moment each time; may end first
+            kills += not attempt(work, folder, moments.uniform(0.1, 1.0))
         assert attempt(work, folder)
         resumed.append(values(folder))
         assert not list(folder.rglob(f".*{atomic.TEMPORARY}"))

@@ -1,6 +1,7 @@
 """LoRA training that is killed at seeded moments, in the middle of a save among them, and resumed until it ends.
 
-Run in a process of its own (it forks, and a test worker has threads): python tests/training/killed.py FOLDER
+Run in a process of its own (it forks, and a test worker has threads): python tests/training/killed.py FOLDER [--clock]
+With --clock each run is also killed after a random time, a moment that differs with the machine's load.
 Prints one JSON object: digest of the weights of an uninterrupted run, of the resumed ones, and how often it was killed.
 """
 
@@ -92,7 +93,7 @@ def main() -> None:
     top.mkdir(exist_ok=True)
     (top / "whole").mkdir()
     assert attempt(work, top / "whole")
-    moments = random.Random(0)
+    moments, by_clock = random.Random(0), "--clock" in sys.argv
     victims = [
         [at_step(3), at_step(7)],
         [before_call(module, "seal", 2)],
@@ -105,7 +106,8 @@ def main() -> None:
         folder.mkdir()
         for run in runs:
             kills += not attempt(run, folder)
-        kills += not attempt(work, folder, moments.uniform(0.1, 0.6))  # may end first
+        if by_clock:  # another moment each time; may end first
+            kills += not attempt(work, folder, moments.uniform(0.1, 0.6))
         assert attempt(work, folder)
         resumed.append((folder / "digest").read_text())
     print(json.dumps({"whole": (top / "whole" / "digest").read_text(), "resumed": resumed, "kills": kills}))
