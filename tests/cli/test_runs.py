@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 
-from keylayers.models.loading import BUNDLED
 from keylayers.runs import read_run
 from keylayers.scores.files import load
 from tests.recipes.small import make
@@ -172,7 +171,6 @@ def test_a_wrong_policy_stops_tuning_before_a_run_folder_is_made(cli, tune_words
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(not (BUNDLED / "model.safetensors").is_file(), reason="the bundled model is being trained")
 def test_the_bundled_model_and_data_serve_where_nothing_is_named(cli):
     result = cli("score", "random", "--records", "8", "--out", "run")
     assert result.code == 0 and len(load("run/random.json").layers) == 12 * 7 + 1
