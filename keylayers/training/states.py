@@ -1,7 +1,9 @@
 """Saved states of a training run: what training can change, bit for bit; a state is whole or it is not used."""
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,12 @@ def load_tensors(model: nn.Module, state: Path) -> None:
     with torch.no_grad():
         for name, value in stored.items():
             own[name].copy_(value)
+
+
+def read_history(state: Path) -> tuple[int, list[dict[str, Any]]]:
+    """Steps done when the state was saved, and what the Trainer logged until then."""
+    stored = json.loads((state / "trainer_state.json").read_text(encoding="utf-8"))
+    return stored["global_step"], stored["log_history"]
 
 
 def seal(state: Path) -> None:

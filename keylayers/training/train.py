@@ -17,7 +17,7 @@ from keylayers.data.tokenise import Examples
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.layers.structure import unwrap
 from keylayers.training.memory import peak_bytes, reset_peak
-from keylayers.training.states import load_tensors, newest_whole, save_tensors, seal
+from keylayers.training.states import load_tensors, newest_whole, read_history, save_tensors, seal
 
 Report = Callable[[int, int, float], None]
 """(steps done, steps in all, loss)."""
@@ -93,13 +93,18 @@ def train(
         reset_peak()
         start = time.perf_counter()
         try:
-            trainer.train(resume_from_checkpoint=None if state is None else str(state))
+            if state is not None and read_history(state)[0] >= settings.steps:
+                load_tensors(model, state)  # a Trainer resumed at its last step takes one more before it looks
+                history = read_history(state)[1]
+            else:
+                trainer.train(resume_from_checkpoint=None if state is None else str(state))
+                history = trainer.state.log_history
         finally:
             model.eval()
             _stop_checkpointing(model)
         seconds = time.perf_counter() - start
     _require_finite_weights(model, settings)
-    losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    losses = tuple(entry["loss"] for entry in history if "loss" in entry)
     return TrainLog(losses, seconds, peak_bytes())
 
 

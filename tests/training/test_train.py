@@ -59,10 +59,12 @@ def test_a_run_interrupted_by_an_exception_resumes_bit_for_bit(name, tmp_path):
     assert resumed_log.losses == log.losses
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path):
-    whole, log = trained(tmp_path)
+@pytest.mark.parametrize("steps", [6, 4])  # the end of an epoch of 3 steps, and the middle of one
+def test_a_finished_run_is_not_trained_again(steps, tmp_path):
+    settings = dataclasses.replace(SHORT, steps=steps, schedule="constant")  # a cosine's last rate, 0, would hide it
+    whole, log = trained(tmp_path, settings)
     seen = []
-    again, again_log = trained(tmp_path, report=lambda step, steps, loss: seen.append(step))
+    again, again_log = trained(tmp_path, settings, report=lambda step, steps, loss: seen.append(step))
     assert same(whole, again) and again_log.losses == log.losses and not seen
     forget(tmp_path)
     assert not list(tmp_path.glob("checkpoint-*"))
