@@ -25,6 +25,8 @@ class Layer:
     """Full names of its parameters; `name[3]` is slice 3 of a fused expert parameter."""
     size: int
     """Number of scalars in those parameters."""
+    lora_size: int = 0
+    """Scalars that LoRA of rank 1 adds to it: d_in + d_out of each of its matrices."""
     tied_to: str | None = None
     """Parameter elsewhere that shares its storage (an output head tied to the embeddings); training one trains both."""
 

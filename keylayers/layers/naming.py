@@ -1,5 +1,6 @@
 """What can be scored: the layers of a network at a granularity, found by structure and listed in forward order."""
 
+import math
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
@@ -103,13 +104,23 @@ class _Network:
         names = tuple(parameters)
         block = self.block_of(name.split("[")[0])
         inside = name[len(self.blocks[block]) + 1 :] if block is not None else name
-        sizes = [self._size(parameter) for parameter in names]
-        return Layer(name, block, kind or inside or "block", names, sum(sizes), next(map(self.tied.get, names), None))
+        size, lora = (sum(map(count, names)) for count in (self._size, self._lora_size))
+        tied = next(map(self.tied.get, names), None)
+        return Layer(name, block, kind or inside or "block", names, size, lora, tied)
 
     def _size(self, name: str) -> int:
         whole, bracket, _ = name.partition("[")
         parameter = self.parameters[whole]
         return scalars(parameter) // (logical_shape(parameter)[0] if bracket else 1)
+
+    def _lora_size(self, name: str) -> int:
+        """d_in + d_out of a matrix, of each in a fused tensor; a convolution's d_in counts its kernel; 0 of a bias."""
+        whole, bracket, _ = name.partition("[")
+        shape = logical_shape(self.parameters[whole])[1 if bracket else 0 :]
+        if len(shape) == 4:  # (out, in, height, width)
+            shape = (shape[0], math.prod(shape[1:]))
+        is_bias = len(shape) < 2 or whole.endswith("bias")  # that of fused experts has two axes
+        return 0 if is_bias else math.prod(shape[:-2]) * sum(shape[-2:])
 
     def below(self, *places: str) -> list[str]:
         """Parameters in those modules, a tied one only where it is first used."""

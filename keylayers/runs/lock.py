@@ -2,11 +2,14 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from keylayers.errors import BadInput
+
+PATIENCE = 2.0  # seconds
 
 _held: set[int] = set()  # descriptors of the locks that this process holds
 
@@ -29,13 +32,7 @@ def locked(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"cannot write into {str(folder)!r}: {error.strerror}; give --out another folder") from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(descriptor, 40).decode(errors="replace").strip() or "unknown"
-            raise BadInput(
-                f"{str(folder)!r} is in use by process {owner}; wait for it to end or give --out another folder"
-            ) from error
+        _acquire(descriptor, folder)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         _held.add(descriptor)
@@ -43,3 +40,35 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         _held.discard(descriptor)
         os.close(descriptor)
+
+
+def _acquire(descriptor: int, folder: Path) -> None:
+    """Takes the lock, or raises BadInput at once if its owner is alive.
+
+    A dead owner can hold it a moment longer: a program that it was starting when it was killed has its descriptors
+    until it runs.
+    """
+    patience = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.pread(descriptor, 40, 0).decode(errors="replace").strip()
+            if _is_alive(owner) or time.monotonic() > patience:
+                raise BadInput(
+                    f"{str(folder)!r} is in use by process {owner or 'unknown'}; wait for it to end or give --out "
+                    "another folder"
+                ) from error
+            time.sleep(0.01)
+
+
+def _is_alive(owner: str) -> bool:
+    if not owner.isdigit():
+        return False  # not written yet, or its owner was killed before it could
+    try:
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True

@@ -238,6 +238,31 @@ def test_two_processes_cannot_share_a_folder_and_a_killed_one_frees_it(tmp_path:
         assert run.earlier_status == "running"
 
 
+STARTING = """
+import os, subprocess, sys
+from keylayers.runs import lock, open_run
+with open_run(sys.argv[1], "score", {}):
+    descriptor = next(iter(lock._held))
+    os.set_inheritable(descriptor, True)
+    subprocess.Popen(["sleep", sys.argv[2]], pass_fds=[descriptor], stdout=subprocess.DEVNULL)
+    print("open", flush=True)
+    os.kill(os.getpid(), 9)
+"""
+
+
+@pytest.mark.parametrize(("seconds", "frees"), [("0.4", True), ("3.5", False)])
+def test_a_program_that_a_killed_run_was_starting_keeps_its_folder_only_for_a_moment(tmp_path, seconds, frees):
+    command = [sys.executable, "-c", STARTING, str(tmp_path), seconds]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "open\n" and done.returncode == -9
+    if frees:
+        with open_run(tmp_path, "score", {}) as run:
+            assert run.earlier_status == "running"
+    else:
+        with pytest.raises(BadInput, match="in use by process"), open_run(tmp_path, "score", {}):
+            pass
+
+
 def test_the_same_process_cannot_open_a_folder_twice(tmp_path: Path) -> None:
     with (
         open_run(tmp_path, "score", {}),
