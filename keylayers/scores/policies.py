@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 from keylayers.axes import LayerMask
 from keylayers.errors import BadSelection
-from keylayers.layers.layer import Layer, total_size
+from keylayers.layers.layer import Layer
 from keylayers.scores.checks import checked_layers, in_blocks, ranges
 from keylayers.scores.policy_text import PolicySpec, parse, share
 from keylayers.scores.random_draws import draw_budget, draw_count, draw_kinds, draw_params, fill
@@ -104,7 +104,7 @@ def random_layers(layers: Sequence[Layer], spec: PolicySpec) -> Choice:
     if "params" not in spec.options:
         return draw_count(len(layers), spec.argument.of(len(layers)), seed), {}
     budget = _budget(layers, share(spec.options["params"]), spec)
-    return _within(layers, draw_budget(_sizes(layers), budget, seed), budget)
+    return _within(layers, draw_budget(_sizes(layers, spec), budget, seed), budget, spec)
 
 
 def random_matched(scores: LayerScores, spec: PolicySpec) -> Choice:
@@ -112,9 +112,9 @@ def random_matched(scores: LayerScores, spec: PolicySpec) -> Choice:
     match = spec.options.get("match")
     if match is None:
         return random_layers(scores.layers, spec)
-    layers, seed = scores.layers, spec.options["seed"]
+    layers, seed, sizes = scores.layers, spec.options["seed"], _sizes(scores.layers, spec)
     reference, _ = top(scores, spec)
-    wanted = int(_sizes(layers)[reference].sum())
+    wanted = int(sizes[reference].sum())
     if match == "kind":
         mask = draw_kinds([layer.kind for layer in layers], reference, seed)
     else:
@@ -122,8 +122,8 @@ def random_matched(scores: LayerScores, spec: PolicySpec) -> Choice:
             raise BadSelection(
                 f"policy '{spec}': the layers of 'top:{spec.argument}' have no parameters; use match=kind"
             )
-        mask = draw_params(_sizes(layers), wanted, seed)
-    got = int(_sizes(layers)[mask].sum())
+        mask = draw_params(sizes, wanted, seed)
+    got = int(sizes[mask].sum())
     return mask, {
         "reference": f"top:{spec.argument}",
         "reference_parameters": wanted,
@@ -136,20 +136,22 @@ def random_matched(scores: LayerScores, spec: PolicySpec) -> Choice:
 def params(layers: Sequence[Layer], spec: PolicySpec) -> Choice:
     """Layers in forward or backward order that fit in a share of the parameters."""
     order = np.arange(len(layers))
+    if spec.options["by"] == "last":
+        order = order[::-1]
     budget = _budget(layers, spec.argument.share, spec)
-    return _within(layers, fill(_sizes(layers), budget, order[::-1] if spec.options["by"] == "last" else order), budget)
+    return _within(layers, fill(_sizes(layers, spec), budget, order), budget, spec)
 
 
 def params_by_score(scores: LayerScores, spec: PolicySpec) -> Choice:
     """The most critical layers within a share of the parameters: down the ranking, each taken where it still fits."""
-    by, sizes = spec.options.get("by", "score"), _sizes(scores.layers)
+    by, sizes = spec.options.get("by", "score"), _sizes(scores.layers, spec)
     if by in ("first", "last"):
         return params(scores.layers, spec)
     order = scores.order()
     if by == "density":
         order = np.argsort(-scores.values / np.maximum(sizes, 1), kind="stable")
     budget = _budget(scores.layers, spec.argument.share, spec)
-    return _within(scores.layers, fill(sizes, budget, order[::-1] if by == "reverse" else order), budget)
+    return _within(scores.layers, fill(sizes, budget, order[::-1] if by == "reverse" else order), budget, spec)
 
 
 def contiguous(scores: LayerScores, spec: PolicySpec) -> Choice:
@@ -244,7 +246,8 @@ WITH_SCORES: dict[str, Callable[[LayerScores, PolicySpec], Choice]] = {
 
 def _budget(layers: Sequence[Layer], part: Fraction, spec: PolicySpec) -> int:
     """Parameters that may be spent. Raises BadSelection where no layer fits in them."""
-    total, smallest = total_size(layers), min((layer.size for layer in layers if layer.size), default=0)
+    sizes = _sizes(layers, spec)
+    total, smallest = int(sizes.sum()), int(min(sizes[sizes > 0], default=0))
     budget = math.floor(part * total)
     if smallest == 0:
         raise BadSelection(f"policy '{spec}' spends parameters, but none of the layers has any; use a share of layers")
@@ -256,13 +259,18 @@ def _budget(layers: Sequence[Layer], part: Fraction, spec: PolicySpec) -> int:
     return budget
 
 
-def _within(layers: Sequence[Layer], mask: LayerMask, budget: int) -> Choice:
-    used = int(_sizes(layers)[mask].sum())
+def _within(layers: Sequence[Layer], mask: LayerMask, budget: int, spec: PolicySpec) -> Choice:
+    used = int(_sizes(layers, spec)[mask].sum())
     return mask, {"budget": budget, "parameters": used, "share_used": used / budget}
 
 
-def _sizes(layers: Sequence[Layer]) -> Int[np.ndarray, " layers"]:
-    return np.array([layer.size for layer in layers], dtype=np.int64)
+def _sizes(layers: Sequence[Layer], spec: PolicySpec) -> Int[np.ndarray, " layers"]:
+    """Parameters of each layer as the policy counts them. Raises BadSelection for scores that lack LoRA's counts."""
+    lora = spec.options.get("of") == "lora"
+    sizes = np.array([layer.lora_size if lora else layer.size for layer in layers], dtype=np.int64)
+    if lora and not sizes.any():
+        raise BadSelection(f"policy '{spec}' counts LoRA's parameters, which these scores do not state; score again")
+    return sizes
 
 
 def _at(layers: Sequence[Layer], chosen: Int[np.ndarray, " chosen"]) -> LayerMask:

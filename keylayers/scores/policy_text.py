@@ -154,6 +154,9 @@ class Grammar:
 
 
 PARAMS_ORDERS = ("score", "density", "reverse", "first", "last")
+SIZES = ("weights", "lora")
+"""What counts as a layer's parameters: its own, or those LoRA of one rank adds."""
+PARAMS_OPTIONS = {"by": one_of(*PARAMS_ORDERS), "of": one_of(*SIZES)}
 
 GRAMMAR: dict[str, Grammar] = {
     "top": Grammar("top:30%", amount, needs="order"),
@@ -164,10 +167,10 @@ GRAMMAR: dict[str, Grammar] = {
     "random": Grammar(
         "random:30%:seed=3",
         amount,
-        {"seed": whole, "match": one_of("kind", "params"), "params": share_text},
+        {"seed": whole, "match": one_of("kind", "params"), "params": share_text, "of": one_of(*SIZES)},
         optional=True,
     ),
-    "params": Grammar("params:10%", lambda text: Amount(text, share(text)), {"by": one_of(*PARAMS_ORDERS)}),
+    "params": Grammar("params:10%", lambda text: Amount(text, share(text)), PARAMS_OPTIONS),
     "contiguous": Grammar("contiguous:6", amount, needs="magnitudes"),
     "ends": Grammar("ends:4-8", span, optional=True),
     "blocks": Grammar("blocks:3,4,8", blocks),
@@ -220,6 +223,8 @@ def _check_random(policy: str, argument: Amount | None, options: dict[str, Any])
         )
     if "params" in options and "match" in options:
         raise BadSelection(f"policy {policy!r}: a parameter share matches nothing else; leave out 'match'")
+    if "of" in options and "params" not in options and options.get("match") != "params":
+        raise BadSelection(f"policy {policy!r} counts layers, not parameters; leave out 'of', or add match=params")
     options.setdefault("seed", 0)
 
 

@@ -1,6 +1,7 @@
 """Every policy: against brute force where it optimises, by property otherwise."""
 
 import math
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -131,6 +132,39 @@ def test_parameter_matched_draws_vary_and_match_at_full_size():
     assert all(abs(one.provenance["measured"]["ratio"] - 1) <= 0.02 for one in controls)
     assert len({one.mask.tobytes() for one in controls}) == 20
     assert np.sum([one.mask for one in controls], axis=0)[:-1].min() > 0, "every layer but the head can be drawn"
+
+
+def with_lora(layers):
+    """The layers with LoRA counts that rank them otherwise than their weights do."""
+    return tuple(replace(layer, lora_size=1 + 7 * i % 11) for i, layer in enumerate(layers))
+
+
+@given(score_sets(), st.integers(5, 95), st.sampled_from(["params:{}%:of=lora", "random:params={}%:of=lora:seed=3"]))
+def test_budgets_of_lora_count_what_lora_adds(scores, percent, policy):
+    scores = scored(with_lora(scores.layers), scores.values)
+    total = sum(layer.lora_size for layer in scores.layers)
+    assume(min(layer.lora_size for layer in scores.layers) <= percent * total // 100)
+    chosen = picked(scores, policy.format(percent))
+    used = sum(layer.lora_size for layer in chosen.chosen)
+    assert 0 < used <= percent * total / 100
+    left = [layer.lora_size for layer in (~chosen).chosen]
+    assert not left or used + min(left) > percent * total // 100
+
+
+def test_a_match_of_lora_parameters_is_close_where_one_of_weights_is_not():
+    layers = tuple(Layer(f"n{i}", i, "a", (f"n{i}.w",), 10, lora_size=1 + i % 2 * 9) for i in range(60))
+    scores = scored(layers, [float(i % 2) for i in range(60)])  # the top layers are those LoRA adds most to
+    wanted = sum(layer.lora_size for layer in select(scores, "top:30%").chosen)
+    drawn = [select(scores, f"random:30%:match=params{of}").chosen for of in ("", ":of=lora")]
+    weights, lora = (sum(layer.lora_size for layer in one) / wanted for one in drawn)
+    assert weights < 0.9 and abs(lora - 1) <= 0.02
+
+
+def test_counts_of_lora_need_scores_that_state_them_and_a_policy_that_counts_parameters():
+    with pytest.raises(BadSelection, match="score again"):
+        select(noise(SEVEN), "params:30%:of=lora")
+    with pytest.raises(BadSelection, match="leave out 'of'"):
+        select(noise(with_lora(SEVEN)), "random:30%:of=lora")
 
 
 def test_a_parameter_match_needs_parameters():
