@@ -1,0 +1,101 @@
+"""The arms of a comparison at one budget: what a ranking chooses, and the controls that any choice must beat."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from keylayers.errors import BadSelection
+from keylayers.layers.layer import Layer
+from keylayers.scores import LayerScores, Selection, select
+from keylayers.scores.policy_text import SIZES
+from keylayers.scores.random_draws import draw_kinds, draw_params
+
+DRAWS = 5
+"""Random sets per control at least."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of choosing layers, and the sets it chose: one, or one per seed where it draws."""
+
+    name: str
+    choices: tuple[Selection, ...]
+
+    def choice(self, seed: int) -> Selection:
+        """The set trained under that seed: a drawing arm takes its next set with every seed."""
+        return self.choices[seed % len(self.choices)]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much may train, the same for every arm."""
+
+    share: float
+    """Of all candidates' parameters, in (0, 1)."""
+    of: str = "lora"
+    """Which parameters count: those LoRA adds, or the layers' own `weights`."""
+
+    def __post_init__(self) -> None:
+        if self.of not in SIZES or not 0 < self.share < 1:
+            raise BadSelection(
+                f"budget {self.share} of {self.of!r}: expected a share in (0, 1) of {' or '.join(SIZES)}."
+            )
+
+    def policy(self, by: str = "score") -> str:
+        """Down that order, every layer that still fits."""
+        return f"params:{100 * self.share:g}%:by={by}:of={self.of}"
+
+    def size(self, selection: Selection) -> int:
+        """What a selection spends."""
+        return int(sizes(selection.layers, self.of)[selection.mask].sum())
+
+
+def sizes(layers: Sequence[Layer], of: str) -> Int[np.ndarray, " layers"]:
+    """Parameters of each layer: its own, or what LoRA of rank 1 adds."""
+    return np.array([layer.lora_size if of == "lora" else layer.size for layer in layers], dtype=np.int64)
+
+
+def chosen_by(scores: LayerScores, budget: Budget, by: str = "score") -> Selection:
+    """The layers a ranking spends the budget on: `score` down the ranking, `density` by score per parameter."""
+    return select(scores, budget.policy(by))
+
+
+def controls(
+    scores: LayerScores, budget: Budget, *, draws: int = DRAWS, seed: int = 0, by: str = "score"
+) -> Mapping[str, Arm]:
+    """What a choice by these scores has to beat, by name, each at the same budget.
+
+    reversed: the least critical. last, first: from either end of the network. depth only, kind only: the ranking of
+    block means and of kind means. random: any layers. random, same size: as many parameters, within 2 % where some set
+    has them. random, same kinds: as many layers of each kind.
+    """
+    chosen = chosen_by(scores, budget, by)
+    layers, spent, kinds = scores.layers, budget.size(chosen), [layer.kind for layer in scores.layers]
+    counts, seeds, percent = sizes(layers, budget.of), range(seed, seed + draws), f"{100 * budget.share:g}%"
+    found = {
+        "reversed": (chosen_by(scores, budget, "reverse"),),
+        "last": (select(layers, budget.policy("last")),),
+        "first": (select(layers, budget.policy("first")),),
+        "depth only": (chosen_by(averaged(scores, [str(layer.block) for layer in layers]), budget),),
+        "kind only": (chosen_by(averaged(scores, kinds), budget),),
+        "random": tuple(select(layers, f"random:params={percent}:of={budget.of}:seed={s}") for s in seeds),
+        "random, same size": tuple(
+            Selection(layers, draw_params(counts, spent, s), f"random of {spent} parameters, seed {s}") for s in seeds
+        ),
+        "random, same kinds": tuple(
+            Selection(layers, draw_kinds(kinds, chosen.mask, s), f"random of the same kinds, seed {s}") for s in seeds
+        ),
+    }
+    return {name: Arm(name, choices) for name, choices in found.items()}
+
+
+def averaged(scores: LayerScores, labels: Sequence[str]) -> LayerScores:
+    """Every layer with the mean score of those that share its label: what the label alone knows of the ranking."""
+    groups: dict[str, list[float]] = {}
+    for label, value in zip(labels, scores.values, strict=True):
+        groups.setdefault(label, []).append(float(value))
+    means = {label: sum(values) / len(values) for label, values in groups.items()}
+    values: Float[np.ndarray, " layers"] = np.array([means[label] for label in labels])
+    return replace(scores, values=values, repeats=None, bounds=None, groups=None)

@@ -1,0 +1,107 @@
+"""The cells of a study: independent measurements, each computed once, over processes, and kept for the resume."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from typing import Any
+
+from keylayers.errors import BadInput
+from keylayers.runs import RunFolder, digest, plain, progress
+
+Fields = Mapping[str, Any]
+"""What tells one cell from all others: plain JSON."""
+
+THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement of a study: a table's name and the fields that distinguish it there."""
+
+    table: str
+    fields: Fields
+    weight: float = field(default=1.0, compare=False)
+    """Expected share of the work, for the estimate of what is left."""
+
+    @property
+    def key(self) -> str:
+        """Name under which the result is kept: changes with any field."""
+        return f"{self.table}-{digest(plain(self.fields))[:20]}"
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    work: Callable[[Fields], Mapping[str, Any]],
+    run: RunFolder,
+    *,
+    processes: int = 1,
+    label: str = "",
+) -> list[dict[str, Any]]:
+    """The result of every cell, in order; those the run folder holds are read back, others computed and kept at once.
+
+    `work` takes a cell's fields and returns plain JSON. With more than one process it must be importable by name; each
+    process has one thread, because many small computations side by side beat one spread thin. Cells start in the
+    given order, so that what matters most comes first. On an error nothing more is started, and what is done stays.
+
+    Raises:
+        BadInput: for two cells of the same fields. Whatever `work` raises.
+    """
+    keys = [cell.key for cell in cells]
+    if len(set(keys)) != len(keys):
+        twice = next(cell for cell in cells if keys.count(cell.key) > 1)
+        raise BadInput(f"study {twice.table!r} asks twice for {dict(twice.fields)}; give each cell once.")
+    missing = [cell for cell in cells if not run.has_part(cell.key)]
+    total = sum(cell.weight for cell in cells)
+    done = total - sum(cell.weight for cell in missing)
+    with progress[int](round(1000 * total), label or cells[0].table, start=round(1000 * done)) as bar:
+        for cell, result in _results(missing, work, processes):
+            run.part(cell.key, lambda cell=cell, result=result: {"fields": dict(cell.fields), "result": dict(result)})
+            bar.advance(round(1000 * cell.weight), text=_shown(cell.fields))
+    return [run.part(key, dict)["result"] for key in keys]
+
+
+def _results(
+    cells: Sequence[Cell], work: Callable[[Fields], Mapping[str, Any]], processes: int
+) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
+    if processes <= 1 or len(cells) <= 1:
+        for cell in cells:
+            yield cell, work(cell.fields)
+        return
+    waiting = list(reversed(cells))
+    with _one_thread_each(), ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+        running: dict[Future[Mapping[str, Any]], Cell] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < processes:
+                    cell = waiting.pop()
+                    running[pool.submit(work, dict(cell.fields))] = cell
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    cell = running.pop(future)
+                    yield cell, future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list((pool._processes or {}).values()):
+                process.terminate()  # else an interrupt waits for the longest cell
+            raise
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """What started processes find in their environment; this process's own is put back."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(THREADS)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _shown(fields: Fields) -> str:
+    return " ".join(str(value) for value in fields.values() if isinstance(value, str | int | float))[:60]

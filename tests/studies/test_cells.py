@@ -1,0 +1,61 @@
+"""Cells: computed once, in any number of processes, resumed after an error."""
+
+import os
+
+import pytest
+
+from keylayers.errors import BadInput
+from keylayers.runs import open_run
+from keylayers.studies.cells import Cell, run_cells
+
+
+def square(fields):
+    if fields.get("fails"):
+        raise BadInput(f"cell {fields['x']} cannot be computed")
+    return {"value": fields["x"] ** 2, "process": os.getpid(), "threads": os.environ.get("OMP_NUM_THREADS")}
+
+
+def cells(*numbers, **more):
+    return [Cell("squares", {"x": x, **more}) for x in numbers]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_results_come_in_the_order_of_the_cells_and_are_computed_once(processes, tmp_path):
+    with open_run(tmp_path, "study", {}) as run:
+        first = run_cells(cells(3, 1, 2), square, run, processes=processes)
+        again = run_cells(cells(2, 3, 1), lambda fields: pytest.fail("computed twice"), run)
+    assert [one["value"] for one in first] == [9, 1, 4]
+    assert again == [first[2], first[0], first[1]]
+    elsewhere = {one["process"] for one in first} - {os.getpid()}
+    assert len(elsewhere) == (0 if processes == 1 else 2)
+    assert processes == 1 or {one["threads"] for one in first} == {"1"}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_was_done_before_an_error_is_kept(processes, tmp_path):
+    asked = [*cells(1, 2), Cell("squares", {"x": 3, "fails": True}), *cells(4, 5, 6)]
+    with open_run(tmp_path, "study", {}) as run:
+        with pytest.raises(BadInput, match="cell 3"):
+            run_cells(asked, square, run, processes=processes)
+        kept = [cell.fields["x"] for cell in asked if run.has_part(cell.key)]
+        assert set(kept) & {1, 2} and 3 not in kept and 6 not in kept
+        assert [one["value"] for one in run_cells(cells(1, 2, 6), square, run)] == [1, 4, 36]
+
+
+def test_the_environment_is_put_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    with open_run(tmp_path, "study", {}) as run:
+        run_cells(cells(1, 2), square, run, processes=2)
+    assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ
+
+
+def test_a_cell_is_known_by_all_its_fields_and_only_by_them():
+    one, same = Cell("a", {"x": 1, "y": [2.5, "b"]}), Cell("a", {"y": [2.5, "b"], "x": 1}, weight=9.0)
+    others = [Cell("a", {"x": 1}), Cell("b", one.fields), Cell("a", {"x": 1, "y": [2.5, "c"]})]
+    assert one.key == same.key and len({one.key, *(other.key for other in others)}) == 4
+
+
+def test_a_cell_asked_for_twice_is_an_error(tmp_path):
+    with open_run(tmp_path, "study", {}) as run, pytest.raises(BadInput, match="asks twice"):
+        run_cells(cells(1, 2, 1), square, run)
