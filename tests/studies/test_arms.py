@@ -33,8 +33,9 @@ def test_every_control_spends_the_budget_and_no_more(seed, share, of):
 
 
 def test_depth_only_and_kind_only_choose_whole_blocks_and_kinds():
-    values = [layer.size + 1000 * (layer.block or 0) for layer in LAYERS]
-    found = controls(scored(LAYERS, [float(v) for v in values]), Budget(0.3, "weights"))
+    kinds = ["lm_head", "attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down", "mlp.gate"]  # the best last
+    values = [kinds.index(layer.kind) + 1000.0 * (layer.block or 0) for layer in LAYERS]
+    found = controls(scored(LAYERS, values), Budget(0.3, "weights"))
     last = [layer.name for layer in LAYERS if layer.block == 5]
     assert set(last) <= set(found["depth only"].choice(0).names)  # the best block whole, what is left where it fits
     assert found["kind only"].choice(0).kinds()["mlp.gate"] == 6  # the best kind whole
