@@ -1,9 +1,10 @@
 """Plain tables and texts on standard output."""
 
-import logging
-import os
-import warnings
 from collections.abc import Sequence
+
+from keylayers.runs.quiet import quiet_libraries
+
+__all__ = ["quiet_libraries", "say", "table"]
 
 
 def say(text: str) -> None:
@@ -21,20 +22,6 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in cells
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def quiet_libraries() -> None:
-    """Keeps libraries' progress bars and notes about themselves out of the results; errors still show."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers)\b.*")
-    for name in ("transformers", "peft", "accelerate", "bitsandbytes", "datasets"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    from transformers.utils import logging as hf_logging
-
-    hf_logging.disable_progress_bar()
-    hf_logging.set_verbosity_error()
 
 
 def _is_number(cell: str) -> bool:

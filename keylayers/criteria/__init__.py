@@ -14,6 +14,7 @@ CRITERIA = {
     "leave_one_out": "loss increase when one layer's change is taken back",
     "add_one_in": "loss drop when the base model gets one layer's change alone",
     "delta_norm": "size of the change",
+    "first_step": "loss drop that Adam's first step would bring through a layer's LoRA; needs no tuning",
     "random": "a seeded random number: the control",
 }
 """Name -> one line on the idea; the name is also the file's and the function's."""

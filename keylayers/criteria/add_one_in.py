@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from keylayers.criteria.criterion import Evidence, criterion, scored
 from keylayers.criteria.evaluation import per_token
 from keylayers.criteria.one_at_a_time import losses_one_at_a_time
+from keylayers.criteria.work import one_at_a_time
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 
@@ -15,7 +16,7 @@ class AddOneIn:
     """`add_one_in` has no settings."""
 
 
-@criterion("model", "deltas", "data", settings=AddOneIn)
+@criterion("model", "deltas", "data", settings=AddOneIn, work=one_at_a_time)
 def add_one_in(evidence: Evidence, layers: Sequence[Layer], settings: AddOneIn) -> LayerScores:
     """Loss of the base model minus its loss with one layer's change, in nats per token; negative where it hurts alone.
 

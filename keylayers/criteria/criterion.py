@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from keylayers.criteria.work import Counting
 from keylayers.errors import BadInput
 from keylayers.layers.deltas import Deltas
 from keylayers.layers.layer import Layer
@@ -60,6 +61,8 @@ class Criterion:
     needs: frozenset[str]
     settings: type
     summary: str
+    work: Counting | None = None
+    """How much it computes, for forecasts; None where it does not say."""
 
     def __call__(self, evidence: Evidence, layers: Sequence[Layer], settings: Any = None) -> LayerScores:
         """The scores of the layers; the model is left exactly as it was found.
@@ -100,14 +103,16 @@ def _other_layers(criterion: str, asked: Sequence[Layer], held: Sequence[Layer])
     )
 
 
-def criterion(*needs: str, settings: type) -> Callable[[Callable[..., LayerScores]], Criterion]:
-    """Declares a function as a criterion of its own name, with what it needs and its settings class."""
+def criterion(
+    *needs: str, settings: type, work: Counting | None = None
+) -> Callable[[Callable[..., LayerScores]], Criterion]:
+    """Declares a function as a criterion of its own name, with what it needs, its settings class and its work."""
     unknown = set(needs) - NEEDS.keys()
     assert not unknown, unknown
 
     def declare(compute: Callable[..., LayerScores]) -> Criterion:
         summary = (inspect.getdoc(compute) or "").split("\n")[0]
-        return Criterion(compute.__name__, compute, frozenset(needs), settings, summary)
+        return Criterion(compute.__name__, compute, frozenset(needs), settings, summary, work)
 
     return declare
 

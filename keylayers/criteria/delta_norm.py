@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.work import nothing
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import parameters_of
@@ -24,7 +25,7 @@ class DeltaNorm:
     """Divide by nothing, by the norm of the base weights, or by the square root of the number of scalars."""
 
 
-@criterion("model", "deltas", settings=DeltaNorm)
+@criterion("model", "deltas", settings=DeltaNorm, work=nothing)
 def delta_norm(evidence: Evidence, layers: Sequence[Layer], settings: DeltaNorm) -> LayerScores:
     """Frobenius norm of each layer's change, at least 0; no forward pass. Dense deltas stream one tensor at a time.
 

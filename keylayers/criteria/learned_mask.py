@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.work import Work
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.layers.gating import frozen, gated
 from keylayers.layers.layer import Layer
@@ -40,7 +41,11 @@ class LearnedMask:
     """Steps between saved states, from which an interrupted run resumes."""
 
 
-@criterion("model", "deltas", "data", settings=LearnedMask)
+def _work(layers: Sequence[Layer], settings: LearnedMask, batches: int) -> Work:
+    return Work(0, settings.seeds * settings.steps)  # one batch a step, however many there are
+
+
+@criterion("model", "deltas", "data", settings=LearnedMask, work=_work)
 def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask) -> LayerScores:
     """The learned score s of each layer's gate sigmoid(s); any real number, mean over seeds.
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from keylayers.criteria.criterion import Evidence, criterion, scored
 from keylayers.criteria.evaluation import per_token
 from keylayers.criteria.one_at_a_time import losses_one_at_a_time
+from keylayers.criteria.work import one_at_a_time
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 
@@ -15,7 +16,7 @@ class LeaveOneOut:
     """`leave_one_out` has no settings."""
 
 
-@criterion("model", "deltas", "data", settings=LeaveOneOut)
+@criterion("model", "deltas", "data", settings=LeaveOneOut, work=one_at_a_time)
 def leave_one_out(evidence: Evidence, layers: Sequence[Layer], settings: LeaveOneOut) -> LayerScores:
     """Loss of the tuned model without one layer's change, minus its loss with all, in nats per token.
 

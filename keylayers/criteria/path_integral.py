@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from keylayers.criteria.criterion import Evidence, criterion, scored
 from keylayers.criteria.evaluation import per_token
+from keylayers.criteria.work import Work
 from keylayers.errors import BadInput
 from keylayers.layers.gating import frozen, gate_gradients, gated
 from keylayers.layers.layer import Layer
@@ -24,7 +25,11 @@ class PathIntegral:
     """Gauss-Legendre nodes on the path; 1 is the midpoint gradient, one backward pass over the data."""
 
 
-@criterion("model", "deltas", "data", settings=PathIntegral)
+def _work(layers: Sequence[Layer], settings: PathIntegral, batches: int) -> Work:
+    return Work(2 * batches, settings.points * batches)  # the ends of the path are measured too
+
+
+@criterion("model", "deltas", "data", settings=PathIntegral, work=_work)
 def path_integral(evidence: Evidence, layers: Sequence[Layer], settings: PathIntegral) -> LayerScores:
     """Loss drop that each layer's change brings, in nats per token; negative where the change hurts.
 

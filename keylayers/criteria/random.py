@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.work import nothing
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 
@@ -17,7 +18,7 @@ class Random:
     seed: int = 0
 
 
-@criterion(settings=Random)
+@criterion(settings=Random, work=nothing)
 def random(evidence: Evidence, layers: Sequence[Layer], settings: Random) -> LayerScores:
     """A uniform number in [0, 1) per layer, from the seed alone."""
     values = np.random.default_rng(settings.seed).random(len(layers))

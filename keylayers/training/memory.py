@@ -1,5 +1,6 @@
-"""The most memory that was held: by the accelerator, or by this process on a CPU."""
+"""The most memory that was held, and how much is free: of the accelerator, or of this machine on a CPU."""
 
+import os
 import resource
 import sys
 from contextlib import suppress
@@ -25,3 +26,15 @@ def peak_bytes() -> int:
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB elsewhere
+
+
+def free_bytes() -> int | None:
+    """Memory that can still be taken: of the accelerator, or of the machine on a CPU; None where nothing says."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated())
+    with suppress(OSError, StopIteration, ValueError):  # Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    with suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

@@ -44,15 +44,24 @@ class TrainSettings:
     seed: int = 0
     save_every: int = 50
     """Steps between saved states, from which an interrupted run resumes bit for bit."""
+    stop_after: int | None = None
+    """Stop after so many of the steps, in the middle of the schedule; None: go to its end."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "save_every"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name.replace('_', ' ')} is {getattr(self, name)}: expected at least 1.")
+        if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
+            raise BadInput(f"stop after step {self.stop_after}: expected 1 to {self.steps}, the steps in all.")
         if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
             raise BadInput(f"learning rate is {self.learning_rate}: expected a number above 0, such as 1e-3.")
         if not 0 <= self.warmup <= 1:
             raise BadInput(f"warmup is {self.warmup}: expected a share of the steps, from 0 to 1.")
+
+    @property
+    def last_step(self) -> int:
+        """The step after which training ends."""
+        return self.steps if self.stop_after is None else self.stop_after
 
 
 @dataclass(frozen=True)
@@ -93,7 +102,7 @@ def train(
         reset_peak()
         start = time.perf_counter()
         try:
-            if state is not None and read_history(state)[0] >= settings.steps:
+            if state is not None and read_history(state)[0] >= settings.last_step:
                 load_tensors(model, state)  # a Trainer resumed at its last step takes one more before it looks
                 history = read_history(state)[1]
             else:
@@ -140,6 +149,11 @@ def _trainer(
         def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **other: Any) -> None:
             if report and logs and "loss" in logs:
                 report(state.global_step, state.max_steps, float(logs["loss"]))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **other: Any) -> None:
+            if state.global_step >= settings.last_step:
+                control.should_training_stop = True
+                control.should_save = keep
 
         def on_save(self, args: Any, state: Any, control: Any, **other: Any) -> None:
             if state.is_world_process_zero:

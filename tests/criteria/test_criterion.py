@@ -56,7 +56,8 @@ def test_missing_evidence_is_named_with_the_flag_that_gives_it(name: str) -> Non
     for need in found.needs:
         with pytest.raises(BadInput, match=rf"criterion '{name}' needs {said[need]}\.$"):
             found(replace(evidence, **{need: None}), layers)
-    with pytest.raises(BadInput, match=rf"needs {said['model']} and {said['deltas']}"):
+    first, second = [said[need] for need in ("model", "deltas", "data") if need in found.needs][:2]
+    with pytest.raises(BadInput, match=rf"needs {first} and {second}"):
         found(Evidence(), layers)
     if "data" in found.needs:
         with pytest.raises(BadInput, match="data without a single batch"):
@@ -72,6 +73,8 @@ def test_deltas_of_other_layers_are_refused() -> None:
     other = Evidence(model=model, deltas=lora_deltas(model, linear), data=evidence.data)
     for name in DELTA_CRITERIA:
         found = criteria.get(name)
+        if "deltas" not in found.needs:
+            continue
         with pytest.raises(
             BadInput, match=r"asked for 2 layers, but the deltas are of 3, differing in third; make the"
         ):

@@ -1,14 +1,19 @@
 """Each criterion on a loss that is quadratic in the gates, where its formula can be written out; only its own fits."""
 
+import copy
+
 import numpy as np
 import pytest
 
 from keylayers import criteria
+from keylayers.criteria.first_step import FirstStep
 from keylayers.criteria.learned_mask import LearnedMask
 from keylayers.criteria.path_integral import PathIntegral
+from keylayers.training.adapters import LoraSettings, attach_lora
 from tests.criteria.examples import Quadratic, quadratic_evidence
 
-EVIDENCE = quadratic_evidence(data=quadratic_evidence().data[1:])  # one batch: what a first step sees is certain
+BOTH = quadratic_evidence()
+EVIDENCE = quadratic_evidence(data=BOTH.data[1:])  # one batch: what a first step of the masks sees is certain
 LAYERS = EVIDENCE.deltas.layers
 TRUTH = Quadratic(EVIDENCE)
 NONE, ALL, ALONE = np.zeros(3), np.ones(3), np.eye(3)
@@ -16,7 +21,21 @@ GATE = 1 / (1 + np.exp(-1.0))  # of a score of 1
 SETTINGS = {
     "learned_mask": LearnedMask(initial=1.0, optimiser="sgd", learning_rate=3.0, steps=1),
     "path_integral": PathIntegral(points=2),
+    "first_step": FirstStep(rank=2, seed=5),
 }
+
+
+def first_step_by_hand() -> np.ndarray:
+    """Squared error of y = W x + 2 B A x at B = 0 has the gradient 4 e (A x)^T in B, summed over a batch's rows."""
+    gains = []
+    adapted = attach_lora(copy.deepcopy(BOTH.model), LAYERS, LoraSettings(rank=2, alpha=4.0), seed=5)
+    errors = [(Quadratic(quadratic_evidence(data=[batch])).residual, batch["x"].numpy()) for batch in BOTH.data]
+    for name in ("first", "second", "third"):
+        down = dict(adapted.named_parameters())[f"base_model.model.{name}.lora_A.default.weight"].detach().numpy()
+        one, other = (4 * error.T @ (x @ down.T) / len(x) for error, x in errors)
+        gains.append((one * other / np.sqrt((one**2 + other**2) / 2)).sum())
+    return np.array(gains)
+
 
 FORMULAS = {
     "learned_mask": lambda: 1 - 3 * TRUTH.gradient(GATE * ALL) * GATE * (1 - GATE),
@@ -30,12 +49,14 @@ FORMULAS = {
             for changes in EVIDENCE.deltas.changes
         ]
     ),
+    "first_step": first_step_by_hand,
     "random": lambda: np.random.default_rng(0).random(3),
 }
 
 
 def values(name: str) -> np.ndarray:
-    return criteria.get(name)(EVIDENCE, LAYERS, SETTINGS.get(name)).values
+    evidence = BOTH if name == "first_step" else EVIDENCE  # two batches at least: a step is judged on another
+    return criteria.get(name)(evidence, LAYERS, SETTINGS.get(name)).values
 
 
 def fits(name: str, formula: str) -> bool:

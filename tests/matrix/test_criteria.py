@@ -79,10 +79,11 @@ class State:
             (torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state()), repr(random.getstate())),
         )
 
-    def assert_same(self, later: "State") -> None:
+    def assert_same(self, later: "State", registers_anew: bool = False) -> None:
         for name, (identity, version, value) in self.tensors.items():
             other = later.tensors[name]
-            assert (identity, version) == other[:2] and torch.equal(value, other[2]), name
+            assert identity == other[0] and torch.equal(value, other[2]), name
+            assert version == other[1] or (registers_anew and value.ndim > 1), name
         for name, (identity, gradient) in self.gradients.items():
             other_identity, other_gradient = later.gradients[name]
             assert identity == other_identity, name
@@ -117,8 +118,10 @@ def test_scores_are_sound_and_the_model_is_left_as_it_was(name: str, kind: str, 
     evidence = shared(name, kind)
     assert evidence.model is not None and evidence.data is not None and evidence.deltas is not None
     before = State.of(evidence.model)
+    # peft takes the fused tensors of experts and routers off their modules and puts them back, which counts as a write
+    registers_anew = criterion == "first_step" and name in EXPERT_MODELS
     scores = score(criterion, evidence)
-    before.assert_same(State.of(evidence.model))
+    before.assert_same(State.of(evidence.model), registers_anew)
 
     assert scores.layers == evidence.deltas.layers and np.isfinite(scores.values).all()
     assert len(set(scores.values.tolist())) > len(scores.layers) / 2  # they tell layers apart
@@ -133,10 +136,10 @@ def test_scores_are_sound_and_the_model_is_left_as_it_was(name: str, kind: str, 
         np.testing.assert_allclose(reversed_order.values, scores.values, rtol=1e-6, atol=1e-6)
 
     if "data" in criteria.get(criterion).needs:
-        for after in (0, 2):
+        for after in (0, 1 if criterion == "first_step" else 2):  # it asks for the loss of two batches, once each
             with pytest.raises(Stopped):
                 score(criterion, stopping(evidence, after))
-            before.assert_same(State.of(evidence.model))
+            before.assert_same(State.of(evidence.model), registers_anew)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -70,6 +70,18 @@ def test_a_finished_run_is_not_trained_again(steps, tmp_path):
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
+def test_a_training_stopped_early_is_the_beginning_of_the_whole_one(tmp_path):
+    """Its schedule is that of the whole, and it can be gone on with."""
+    whole, log = trained()
+    part = dataclasses.replace(SHORT, stop_after=3)
+    begun, begun_log = trained(tmp_path, part)
+    assert begun_log.losses == log.losses[:3] and not same(begun, whole)
+    again, again_log = trained(tmp_path, part, report=lambda *_: pytest.fail("trained again"))
+    assert same(again, begun) and again_log.losses == begun_log.losses
+    rest, rest_log = trained(tmp_path)
+    assert same(rest, whole) and rest_log.losses == log.losses
+
+
 def test_a_state_holds_only_what_trains(tmp_path):
     from safetensors import safe_open
 
