@@ -20,12 +20,17 @@ _HOME = {
     "select": "scores",
     "agreement": "scores",
     "tuning_only": "actions",
+    "freeze": "actions",
+    "export": "exports",
+    "LayerSelector": "exports",
+    "load_scores": "scores",
 }
 _FOLDERS = (
     "actions",
     "criteria",
     "data",
     "errors",
+    "exports",
     "layers",
     "measures",
     "models",
@@ -36,7 +41,10 @@ _FOLDERS = (
 )
 
 if TYPE_CHECKING:
+    from keylayers.actions import freeze as freeze
     from keylayers.actions import tuning_only as tuning_only
+    from keylayers.exports import LayerSelector as LayerSelector
+    from keylayers.exports import export as export
     from keylayers.layers import capture as capture
     from keylayers.layers import named_layers as named_layers
     from keylayers.layers import replaced as replaced
@@ -46,6 +54,7 @@ if TYPE_CHECKING:
     from keylayers.scores import LayerScores as LayerScores
     from keylayers.scores import Selection as Selection
     from keylayers.scores import agreement as agreement
+    from keylayers.scores import load_scores as load_scores
     from keylayers.scores import select as select
 
 __all__ = [*_HOME, *_FOLDERS]

@@ -8,6 +8,7 @@ from typing import Any
 
 _HOME = {
     "tuning_only": "tuning",
+    "freeze": "tuning",
     "forecast": "tuning",
     "Forecast": "tuning",
     "TuneSettings": "tune",

@@ -1,4 +1,4 @@
-"""Only the selected layers train: a context manager for any training loop, and what that will cost."""
+"""Only the selected layers train, for a while (a context manager) or for good, and what that will cost."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,6 +34,23 @@ def tuning_only(model: nn.Module, selection: Selection) -> Iterator[list[nn.Para
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+def freeze(model: nn.Module, selection: Selection) -> "Forecast":
+    """Freezes all but the selected layers, for good: the lasting `tuning_only`. Returns what training them costs.
+
+    Call it before a Trainer or an optimiser is made: those collect what asks for gradients once, so that later calls
+    train nothing more. Adapters that the model carries are frozen too.
+
+    Raises:
+        BadSelection: as `tuning_only` does, or if nothing is selected; every `requires_grad` is then as it was.
+    """
+    chosen = selected_parameters(model, selection)
+    plan = forecast(model, selection)
+    model.requires_grad_(False)
+    for parameter in chosen.values():
+        parameter.requires_grad_(True)
+    return plan
 
 
 def selected_parameters(model: nn.Module, selection: Selection) -> dict[str, nn.Parameter]:

@@ -14,6 +14,7 @@ def restored(model: nn.Module, *, only_after_errors: bool = False) -> Iterator[N
     network = unwrap(model)
     tree = [(module, dict(module._modules), module.training) for module in network.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    config = vars(network).get("peft_config")
     try:
         yield
     except BaseException:
@@ -27,4 +28,5 @@ def restored(model: nn.Module, *, only_after_errors: bool = False) -> Iterator[N
                 module.training = training
             for parameter, flag in flags:
                 parameter.requires_grad_(flag)
-            vars(network).pop("peft_config", None)  # else a next adapter is taken for a second one
+            if config is None:
+                vars(network).pop("peft_config", None)  # else a next adapter is taken for a second one

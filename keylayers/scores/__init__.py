@@ -3,6 +3,7 @@
 from keylayers.scores.agreement import Agreement, SetAgreement, agreement
 from keylayers.scores.agreement_table import AgreementTable, agreements
 from keylayers.scores.files import load, save
+from keylayers.scores.hub import load_scores
 from keylayers.scores.policies import select
 from keylayers.scores.policy_text import PolicySpec, parse
 from keylayers.scores.provenance import Provenance
@@ -21,6 +22,7 @@ __all__ = [
     "agreement",
     "agreements",
     "load",
+    "load_scores",
     "load_selection",
     "parse",
     "save",

@@ -2,9 +2,11 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -138,6 +140,25 @@ class LayerScores:
         """Digest of layers, values and criterion, by which a selection names the scores it came from."""
         text = "\n".join([self.criterion, self.granularity, *(layer.name for layer in self.layers)])
         return hashlib.sha256(text.encode() + b"\n" + self.values.astype("<f8").tobytes()).hexdigest()
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes the scores and a model card into a folder; see keylayers.scores.hub."""
+        from keylayers.scores import hub
+
+        hub.save_pretrained(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, place: str | os.PathLike[str], revision: str | None = None) -> "LayerScores":
+        """The scores in a folder or a repository of the Hugging Face hub; see keylayers.scores.hub."""
+        from keylayers.scores import hub
+
+        return hub.from_pretrained(place, revision)
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, **options: Any) -> str:
+        """Uploads the scores and a model card, and gives the commit's address; see keylayers.scores.hub."""
+        from keylayers.scores import hub
+
+        return hub.push_to_hub(self, repo_id, private=private, **options)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LayerScores):

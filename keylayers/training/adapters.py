@@ -1,23 +1,20 @@
 """LoRA on exactly the layers that were asked for, by peft, checked against the model afterwards."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
-from transformers.pytorch_utils import Conv1D
 
 from keylayers.errors import BadInput, BadSelection
 from keylayers.layers.layer import Layer
 from keylayers.layers.restoring import restored
-from keylayers.layers.structure import parameters_of, walk
-
-OLDER_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
-"""Names of experts' parts and routers before transformers 5 fused them; peft still translates them."""
+from keylayers.layers.structure import walk
+from keylayers.training.lora_names import LoraNames, lora_names
 
 
 @dataclass(frozen=True)
@@ -36,48 +33,46 @@ class LoraSettings:
             raise BadInput(f"dropout of LoRA is {self.dropout}: expected a share from 0 to below 1.")
 
 
-def lora_config(model: nn.Module, layers: Sequence[Layer], settings: LoraSettings) -> Any:
-    """A peft LoraConfig that names exactly these layers in full: modules, and fused expert tensors as parameters.
+def lora_config(
+    model: nn.Module, layers: Sequence[Layer], settings: LoraSettings, ranks: Mapping[str, int] | None = None
+) -> Any:
+    """A peft LoraConfig that adapts exactly these layers: see `lora_names` for how it spells them.
 
-    Full names leave peft no room to guess: block 1 is not block 11, an expert's number is no block's, and `lm_head` is
-    there only if it was asked for. Two kinds of modules are named by their weight instead: routers, which are no linear
-    modules to peft, and in mixtures of experts those whose names peft takes for an older transformers' experts, so that
-    one dense `gate_proj` would stand for the fused experts of every block.
+    `ranks` gives layers ranks of their own, by name; alpha / rank stays that of the settings.
 
     Raises:
         BadSelection: for none, or for layers peft cannot adapt (single experts, whole blocks).
     """
     from peft import LoraConfig
 
-    if not layers:
-        raise BadSelection("no layer to adapt: an empty list would make peft adapt all of them.")
-    adaptable = (nn.Linear, nn.Embedding, _ConvNd, Conv1D)
-    found = {node.name: node.inner for node in walk(model)}
-    fused = any(value.ndim == 3 for value in parameters_of(model).values())
-    modules, tensors = list[str](), list[str]()
-    for layer in layers:
-        if layer.name in layer.parameters:
-            tensors.append(layer.name)
-        elif f"{layer.name}.weight" not in layer.parameters:
-            raise BadSelection(
-                f"LoRA adapts weight matrices, but {layer.name!r} is none; select at --granularity linear, or "
-                "--method full."
-            )
-        elif isinstance(found.get(layer.name), adaptable) and not (fused and _last(layer.name) in OLDER_EXPERTS):
-            modules.append(layer.name)
-        else:
-            tensors.append(f"{layer.name}.weight")
+    names = lora_names(model, layers)
+    rank_pattern, alpha_pattern = rank_patterns(names, settings, ranks or {})
     return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft takes any number
-        lora_dropout=0.0 if tensors else settings.dropout,  # peft has no dropout for parameters
-        target_modules=modules,
-        target_parameters=tensors or None,
+        lora_dropout=0.0 if names.tensors else settings.dropout,  # peft has no dropout for parameters
+        target_modules=names.target_modules,
+        target_parameters=list(names.tensors) or None,
+        rank_pattern=rank_pattern,
+        alpha_pattern=alpha_pattern,
     )
 
 
-def _last(name: str) -> str:
-    return name.rpartition(".")[2]
+def rank_patterns(
+    names: LoraNames, settings: LoraSettings, ranks: Mapping[str, int]
+) -> tuple[dict[str, int], dict[str, Any]]:
+    """peft's `rank_pattern` and `alpha_pattern` for the layers whose rank differs from the common one."""
+    own = {name: ranks[name] for name in names.layers if ranks.get(name, settings.rank) != settings.rank}
+    alphas = {name: settings.alpha * rank / settings.rank for name, rank in own.items()}
+    return (
+        {names.exact(name): rank for name, rank in own.items()},
+        {names.exact(name): whole(alpha) for name, alpha in alphas.items()},
+    )
+
+
+def whole(number: float) -> float:
+    """The number, as an int where it is one."""
+    return int(number) if float(number).is_integer() else number
 
 
 def attach_lora(model: nn.Module, layers: Sequence[Layer], settings: LoraSettings, seed: int) -> nn.Module:
@@ -95,9 +90,7 @@ def attach_lora(model: nn.Module, layers: Sequence[Layer], settings: LoraSetting
         )
     config = lora_config(model, layers, settings)
     torch.manual_seed(seed)  # peft draws A from the global generator
-    with restored(model, only_after_errors=True), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # peft sets it right for Conv1D itself
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")  # peft's call, not the user's
+    with restored(model, only_after_errors=True), quiet_peft():
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
@@ -114,20 +107,34 @@ def attach_lora(model: nn.Module, layers: Sequence[Layer], settings: LoraSetting
     return adapted
 
 
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silences what peft says of its own calls, not of the user's."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out.*")  # peft sets it right for Conv1D itself
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+        yield
+
+
 def adapted_names(model: nn.Module) -> set[str]:
     """Unwrapped names of the modules, and fused parameters, that carry LoRA."""
+    return set(adapted_layers(model))
+
+
+def adapted_layers(model: nn.Module) -> dict[str, Any]:
+    """Unwrapped name -> peft's LoraLayer, of the modules, and fused parameters, that carry LoRA."""
     from peft.tuners.lora import LoraLayer
 
-    names = set()
+    layers = {}
     for node in walk(model):
         module: Any = node.module
         while hasattr(module, "parameter_name"):  # one wrapper per parameter that is no module's of its own, nested
             owned = module.parameter_name
-            names.add(node.name if owned == "weight" else f"{node.name}.{owned}")  # a router's is called weight
+            layers[node.name if owned == "weight" else f"{node.name}.{owned}"] = module  # a router's is called weight
             module = module.base_layer
         if isinstance(module, LoraLayer):
-            names.add(node.name)
-    return names
+            layers[node.name] = module
+    return layers
 
 
 def save_adapter(adapted: Any, folder: Path) -> None:

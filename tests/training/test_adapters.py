@@ -16,7 +16,7 @@ from keylayers.training.adapters import (
     restored,
     save_adapter,
 )
-from tests.tiny_models import build, inputs
+from tests.tiny_models import ALL, build, inputs
 from tests.training.small import same, weights
 
 RANK_TWO = LoraSettings(rank=2, alpha=4.0)
@@ -88,7 +88,7 @@ def test_block_1_is_not_block_11():
     assert adapted_names(adapted) == {"model.layers.1.mlp.up_proj"}
 
 
-def test_a_name_that_is_the_ending_of_another_is_noticed():
+def test_a_name_that_is_the_ending_of_another_is_told_apart():
     class Twins(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -98,11 +98,11 @@ def test_a_name_that_is_the_ending_of_another_is_noticed():
         def forward(self, x):
             return self.other["more"](self.other["head"](self.head(x)))
 
-    model = Twins()
-    before = list(model.state_dict())
-    with pytest.raises(BadSelection, match=r"1 extra \['other\.head'\]"):
-        attach_lora(model, layers_of(model, "head"), RANK_TWO, 0)
-    assert list(model.state_dict()) == before and all(p.requires_grad for p in model.parameters())
+    listed = peft.get_peft_model(Twins(), peft.LoraConfig(target_modules=["head"]))
+    assert adapted_names(listed) == {"head", "other.head"}
+    for name in ("head", "other.head"):
+        model = Twins()
+        assert adapted_names(attach_lora(model, layers_of(model, name), RANK_TWO, 0)) == {name}
 
 
 def test_many_layers_are_still_exactly_those():
@@ -238,3 +238,12 @@ def test_restored_puts_back_modules_flags_and_modes():
 def test_impossible_settings_are_refused(change):
     with pytest.raises(BadInput, match="expected"):
         LoraSettings(**change)
+
+
+@pytest.mark.parametrize("name", sorted(ALL))
+def test_a_layer_states_what_lora_of_rank_1_adds_to_it(name):
+    """By peft's own count, each layer for itself."""
+    for layer in named_layers(build(name), "conv" if name in ("hf-resnet", "cifar-resnet") else "linear"):
+        adapted = attach_lora(build(name), [layer], LoraSettings(rank=1), seed=0)
+        added = sum(value.numel() for key, value in adapted.named_parameters() if "lora_" in key)
+        assert layer.lora_size == added, layer.name
