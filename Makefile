@@ -2,6 +2,7 @@
 #   make demo      the main job on the bundled model, in minutes, with a table
 #   make test      every test
 #   make check     style, types and import directions
+#   make screenshots   the pictures of docs/report.md, from the demo's report in Chromium
 #   make bench     speed beside the peers' way and the limit
 # TORCH=keep uses the torch that PYTHON already has and leaves it as it is.
 
@@ -15,7 +16,7 @@ PIP := $(PY) -m pip -qq --disable-pip-version-check --no-input
 export PYTHONUNBUFFERED = 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check bench screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +29,8 @@ demo: $(READY)
 	@$(PY) -m keylayers demo
 
 test: $(READY)
+	@$(PY) -c 'import sys; from tests.report.browser import chromium; sys.exit(not chromium())' \
+	  || echo "==> no Chromium on this machine: tests/report/test_browser.py is skipped (apt-get install chromium)"
 	@echo "==> pytest, two processes"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal $(ARGS)
 
@@ -40,6 +43,10 @@ check: $(READY)
 bench: $(READY)
 	@echo "==> benchmarks"
 	@$(PY) -m benchmarks
+
+screenshots: $(READY)
+	@echo "==> screenshots of the demo's report"
+	@$(PY) -m tests.report.screenshots runs/demo
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

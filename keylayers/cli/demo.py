@@ -3,13 +3,14 @@
 import time
 from pathlib import Path
 
+from keylayers.cli.report import end_with_report
 from keylayers.cli.terminal import quiet_libraries, say, table
 
 STYLES = ("pirate", "formal", "json")
 TUNED_STYLE = STYLES[0]
 CRITERIA = ("path_integral", "learned_mask")
 CHOSEN_BY = "path_integral"
-ARMS = ("top:30%", "all", "random:30%:match=params", "bottom:30%", "not:bottom:25%")
+ARMS = ("top:30%", "all", "random:30%:match=params", "random:30%:match=kind", "bottom:30%", "not:bottom:25%")
 STAGE_ONE_STEPS, MASK_STEPS, TUNE_STEPS = 100, 60, 60
 SETTINGS = {"points": 4, "steps": MASK_STEPS}
 RECORDS, HELD_OUT, BATCH = 1024, 96, 8
@@ -30,7 +31,7 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
     from keylayers.recipes.tune import COLUMNS, TuneRequest, compare_arms
     from keylayers.report.heatmap import heatmap
     from keylayers.runs import open_run, write_json
-    from keylayers.scores import agreements
+    from keylayers.scores import agreements, save
     from keylayers.training.train import TrainSettings
 
     scores = {}
@@ -65,12 +66,14 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
     with open_run(out / "tuning", "tune", _plain(tuning), fresh=fresh) as run:
         result = compare_arms(tuning, run, scores[TUNED_STYLE][CHOSEN_BY])
         write_json(run.path / "comparison.json", _plain(result))
+        save(scores[TUNED_STYLE][CHOSEN_BY], run.path / "scores.json")
     say("")
     say(table(COLUMNS, result.rows()))
     say(f"before training {result.base_loss:.4f}; nats per token of test records, by which nothing was chosen")
     say(f"±: 95 % interval over {seeds} seeds; random: for every seed new layers with as many parameters")
     say(f"\n{time.monotonic() - began:.0f} s. Picture: {out / 'scores.png'}; tuned model: {out / 'tuning' / 'tuned'}")
     say("Next, your own: keylayers score path_integral --model MODEL --data DATA; then keylayers tune --help")
+    end_with_report(out)
 
 
 def _say_style(style: str, scores) -> None:  # type: ignore[no-untyped-def]

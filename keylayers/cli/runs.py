@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from keylayers.cli.options import pairs
+from keylayers.cli.report import end_with_report
 from keylayers.cli.terminal import quiet_libraries, say, table
 
 
@@ -47,17 +48,17 @@ def run_score(names: list[str], options: dict[str, Any]) -> None:
             place = file if len(results) == 1 else file.with_name(f"{file.stem}-{name}.json")
             save(result, place)
         say(f"stored in {place}")
+    end_with_report(folder)
 
 
 def run_tune(options: dict[str, Any]) -> None:
     """`keylayers tune`."""
     from keylayers.runs import note
-    from keylayers.scores import parse
-    from keylayers.scores.files import load
+    from keylayers.scores import load_scores, parse, save
 
     for policy in (options["select"], *(options["against"] or ())):
         parse(policy)
-    scores = load(options["scores"]) if options["scores"] is not None else None
+    scores = load_scores(options["scores"]) if options["scores"] is not None else None
     inputs = _inputs(options)
     note(f"tuning {options['select']} of {options['model']} on {options['data']}")
     quiet_libraries()
@@ -92,17 +93,19 @@ def run_tune(options: dict[str, Any]) -> None:
     with open_run(folder, "tune", settings, fresh=options["fresh"]) as run:
         result = compare_arms(request, run, scores)
         write_json(folder / "comparison.json", asdict(result))
+        if scores is not None:
+            save(scores, folder / "scores.json")  # what the layers were chosen by; the report shows it
     say(table(COLUMNS, result.rows()))
     say(f"before tuning {result.base_loss:.4f} nats per token; test records only; ± is a 95 % interval over seeds")
     say(f"the tuned model is in {folder / 'tuned'}; everything else in {folder}")
+    end_with_report(folder)
 
 
 def run_revert(base: str, tuned: str, scores: Path, out: Path, policy: str) -> None:
     """`keylayers revert`."""
-    from keylayers.scores import select
-    from keylayers.scores.files import load
+    from keylayers.scores import load_scores, select
 
-    selection = select(load(scores), policy)
+    selection = select(load_scores(scores), policy)
     quiet_libraries()
     from keylayers.actions.revert import write_reverted
     from keylayers.models.loading import local_folder

@@ -1,6 +1,8 @@
 """Commands that print what exists: layers, criteria, agreement of score files."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from keylayers.cli.terminal import quiet_libraries, say, table
 from keylayers.errors import BadInput
@@ -32,35 +34,76 @@ def show_criteria() -> None:
     say(table(("criterion", "what it computes"), list(CRITERIA.items())))
 
 
-def show_agreement(files: list[Path], top: str, acted: str, plot: Path | None) -> None:
+def show_agreement(
+    files: list[Path], top: str, acted: str, plot: Path | None, out: Path | None = None, fresh: bool = False
+) -> None:
     """`keylayers compare`: agreement with chance levels; two rankings in detail, more as a table."""
-    from keylayers.scores import agreement, agreements
-    from keylayers.scores.files import load
+    from keylayers.scores import agreement, agreements, load_scores
+    from keylayers.scores.hub import score_files
 
-    paths = [found for file in files for found in _score_files(file)]
+    paths = [found for file in files for found in (score_files(file) if file.is_dir() else [file])]
     if len(paths) < 2:
         raise BadInput(f"compare needs two or more score files, found {len(paths)} in {', '.join(map(str, files))}.")
-    scores = [load(path) for path in paths]
+    scores = [load_scores(path) for path in paths]
     labels = _labels(paths)
     share = _share(top)
+    table = agreements(scores, share, acted=acted, labels=labels)  # type: ignore[arg-type]
     if len(scores) == 2:
         say(str(agreement(scores[0], scores[1], share, acted=acted, labels=(labels[0], labels[1]))))  # type: ignore[arg-type]
     else:
-        say(str(agreements(scores, share, acted=acted, labels=labels)))  # type: ignore[arg-type]
+        say(str(table))
     if plot is not None:
         from keylayers.report.heatmap import heatmap
 
         heatmap(scores, labels, plot)
         say(f"picture in {plot}")
+    settings = {
+        "files": paths,
+        "labels": labels,
+        "scores": [one.sha256 for one in scores],
+        "top": share,
+        "acted": acted,
+    }
+    _store_comparison(settings, scores, table, out, fresh)
 
 
-def _score_files(place: Path) -> list[Path]:
-    """A score file, or those in a scoring run."""
-    if place.is_dir():
-        from keylayers.criteria import CRITERIA
+def _store_comparison(
+    settings: dict[str, Any], scores: Sequence[Any], table: Any, out: Path | None, fresh: bool
+) -> None:
+    """The comparison as a run folder with copies of the scores, and its report."""
+    from keylayers.cli.report import end_with_report
+    from keylayers.runs import digest, note, open_run
+    from keylayers.scores import save
 
-        return [place / f"{name}.json" for name in CRITERIA if (place / f"{name}.json").is_file()]
-    return [place]
+    folder = out or Path("runs") / f"compare-{digest(settings)[:10]}"
+    try:
+        with open_run(folder, "compare", settings, fresh=fresh) as run:
+            (folder / "scores").mkdir(exist_ok=True)
+            for place, one in enumerate(scores, 1):
+                save(one, folder / "scores" / f"{place:03d}.json")
+            run.part("agreement", lambda: {"pairs": [_figures(pair) for pair in table.pairs]})
+    except BadInput as error:
+        if out is not None:
+            raise
+        note(f"the comparison is shown but not stored: {error}")  # nobody asked for a folder
+        return
+    end_with_report(folder)
+
+
+def _figures(pair: Any) -> dict[str, Any]:
+    from keylayers.scores.agreement import NULLS
+
+    acted = pair.of_acted
+    return {
+        "labels": pair.labels,
+        "size": acted.size,
+        "shared": acted.shared,
+        "jaccard": acted.jaccard,
+        "expected_jaccard": acted.expected,
+        "kuncheva": acted.kuncheva,
+        "spearman": pair.spearman.value,
+        "p_values": {null: acted.p_value(null) for null in NULLS},
+    }
 
 
 def _labels(paths: list[Path]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Pictures and tables of values."""
+"""One static HTML page per run folder, and its plots as files."""

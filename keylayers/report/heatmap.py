@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from keylayers.errors import BadInput
+from keylayers.report.words import printable
 from keylayers.scores.scores import LayerScores
 
 
@@ -37,6 +39,11 @@ def heatmap(scores: Sequence[LayerScores], labels: Sequence[str], path: Path) ->
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    with matplotlib.rc_context({"text.parse_math": False}):  # a name with $ in it is a name
+        _draw(pyplot, scores, [printable(label) for label in labels], path)
+
+
+def _draw(pyplot: Any, scores: Sequence[LayerScores], labels: Sequence[str], path: Path) -> None:
     count = len(scores) + (len(scores) > 1)
     columns = min(count, 2)
     rows = -(-count // columns)
@@ -47,7 +54,7 @@ def heatmap(scores: Sequence[LayerScores], labels: Sequence[str], path: Path) ->
     for panel, each, label in zip(panels, scores, labels, strict=False):
         grid, kinds, blocks = ranks_by_block_and_kind(each)
         panel.imshow(grid, aspect="auto", cmap="cividis", vmin=0, vmax=1)
-        panel.set_yticks(range(len(kinds)), kinds, fontsize=7)
+        panel.set_yticks(range(len(kinds)), [printable(kind) for kind in kinds], fontsize=7)
         panel.set_xticks(range(len(blocks)), blocks, fontsize=7)
         panel.set_xlabel("block ('-': outside the blocks)", fontsize=8)
         panel.set_title(label, fontsize=9)

@@ -15,6 +15,9 @@ def test_the_demo_tells_the_whole_story_and_resumes(tmp_path, monkeypatch, capsy
     assert "chance" in first and "held-out loss" in first
     assert (tmp_path / "demo" / "scores.png").stat().st_size > 10_000
     assert (tmp_path / "demo" / "tuning" / "tuned" / "adapter_config.json").is_file()
+    assert first.splitlines()[-1] == f"report in {tmp_path / 'demo' / 'report.html'}"
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert all(arm in page for arm in demo.ARMS) and page.count('<b class="c') == 6 * (12 * 7 + 1)
     demo.run_demo(tmp_path / "demo", seeds=2, fresh=False)
     again = capsys.readouterr().out
     tables = [text[text.index("layers chosen by") : text.index("before training")] for text in (first, again)]
