@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from keylayers.cli import options as o
+from keylayers.exports import TARGETS
 
 app = typer.Typer(
     add_completion=True,
@@ -79,23 +80,25 @@ def score(
 
 @app.command()
 def compare(
-    files: Annotated[list[Path], typer.Argument(help="Two or more score files, or scoring runs.")],
+    files: Annotated[list[Path], typer.Argument(help="Two or more score files, scoring runs or hub user/repo.")],
     top: Annotated[str, typer.Option(help="Share of layers in the top set.")] = "75%",
     acted: Annotated[str, typer.Option(help="Which set is acted on: top (tuned) or bottom (frozen).")] = "top",
     plot: Annotated[Path | None, typer.Option(help="Heatmap of scores and agreement, .svg or .png.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/compare-DIGEST.")] = None,
+    fresh: o.Fresh = False,
     config: o.Config = None,
 ) -> None:
     """How far rankings agree, beside what chance alone would give."""
     from keylayers.cli.show import show_agreement
 
-    show_agreement(files, top, acted, plot)
+    show_agreement(files, top, acted, plot, out, fresh)
 
 
 @app.command()
 def tune(
     model: o.Model = "bundled:llama",
     data: o.Data = "bundled:pirate",
-    scores: Annotated[Path | None, typer.Option(help="Score file; policies such as random or last need none.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Score file or hub user/repo; random or last need none.")] = None,
     select: Annotated[str, typer.Option(help="Policy: top:30%, params:10%, last:4, blocks:3,4, ...")] = "top:30%",
     against: Annotated[list[str] | None, typer.Option(help="Another policy to run beside it; may be repeated.")] = None,
     method: Annotated[str, typer.Option(help="lora, qlora or full.")] = "lora",
@@ -125,11 +128,41 @@ def tune(
     run_tune(o.given(locals()))
 
 
+@app.command(epilog="\n\n".join(f"**{name}**: {what}" for name, what in TARGETS.items()))
+def export(
+    scores: Annotated[str, typer.Argument(help="Score file, run with one criterion, score folder, or hub user/repo.")],
+    to: Annotated[list[str], typer.Option(help=f"May be repeated: {', '.join(TARGETS)}.")],
+    select: Annotated[str, typer.Option(help="Policy: top:30%, params:10%, last:4, blocks:3,4, ...")] = "top:30%",
+    model: Annotated[
+        str | None, typer.Option(help="Base model, its config.json suffices; default: the one the scores name.")
+    ] = None,
+    tuned: Annotated[str | None, typer.Option(help="Tuned model, for targets that take layers from one.")] = None,
+    rank: Annotated[int, typer.Option(help="Rank of LoRA adapters, for targets that have them.")] = 16,
+    alpha: Annotated[
+        float | None, typer.Option(help="LoRA's alpha, which scales by alpha / rank; default: twice the rank.")
+    ] = None,
+    ranks: Annotated[
+        str, typer.Option(help="equal; by-score: in proportion to the score, with --rank as their mean.")
+    ] = "equal",
+    out: Annotated[Path | None, typer.Option(help="Folder for the files; default: standard output.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that say something else.")] = False,
+    nearest: Annotated[
+        bool, typer.Option("--nearest", help="If a target cannot express the selection: the nearest it can.")
+    ] = False,
+    config: o.Config = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """The selected layers as configuration of another tool, read back by that tool's own rule first."""
+    from keylayers.cli.export import run_export
+
+    run_export(scores, o.given(locals()))
+
+
 @app.command()
 def revert(
     model: Annotated[str, typer.Option(help="Base checkpoint folder, or bundled:llama.")],
     tuned: Annotated[str, typer.Option(help="Tuned checkpoint folder.")],
-    scores: Annotated[Path, typer.Option(help="Score file.")],
+    scores: Annotated[Path, typer.Option(help="Score file, folder or hub user/repo.")],
     out: Annotated[Path, typer.Option(help="Folder for the new checkpoint.")],
     select: Annotated[str, typer.Option(help="Layers whose change stays.")] = "top:75%",
     config: o.Config = None,
@@ -138,6 +171,46 @@ def revert(
     from keylayers.cli.runs import run_revert
 
     run_revert(model, tuned, scores, out, select)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, bundled:llama, or package.module:factory.")],
+    weights: o.Weights = None,
+    data: Annotated[str | None, typer.Option(help="Data for the inputs; without it they are random.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Score file, for the costs of what it would select.")] = None,
+    select: Annotated[
+        str | None, typer.Option(help="Policy whose costs are forecast; default: top:30% of the scores, or random.")
+    ] = None,
+    seq: Annotated[int, typer.Option(help="Tokens of a sequence, for the costs.")] = 128,
+    batch: Annotated[int, typer.Option(help="Sequences per batch, for the costs.")] = 4,
+    records: Annotated[int, typer.Option(help="Calibration records, for the costs of scoring.")] = 256,
+    rank: o.Rank = 8,
+    sample: Annotated[int, typer.Option(help="Most layers that a costly gate looks at.")] = 12,
+    out: Annotated[Path | None, typer.Option(help="FILE.json for all that was found.")] = None,
+    config: o.Config = None,
+    dtype: o.Dtype = "auto",
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Examine a model before trusting it: correctness gates, what each command can do, time and memory.
+
+    Exit status 1 if a gate fails.
+    """
+    from keylayers.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(o.given(locals())))
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder, or a folder of runs such as the demo's.")],
+    out: Annotated[Path | None, typer.Option(help="Page to write; default: RUN/report.html.")] = None,
+) -> None:
+    """One HTML page of a run, to open from disk: the answer, heatmap, ranking, curves, costs, settings."""
+    from keylayers.cli.report import run_report
+
+    run_report(run, out)
 
 
 @app.command()

@@ -1,0 +1,117 @@
+"""What a user asks the doctor, and what it takes to answer: the model, a probe, a workload, the selections compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from keylayers.data.batches import collate
+from keylayers.data.tokenise import Examples
+from keylayers.doctor.costs import Workload, workload
+from keylayers.doctor.probe import Inputs, Patient, input_maker, layers_of
+from keylayers.errors import BadInput
+from keylayers.layers.layer import Layer
+from keylayers.models.loading import LoadedModel
+from keylayers.recipes.inputs import Inputs as Source
+from keylayers.recipes.inputs import prepare_data
+from keylayers.recipes.tune import check_scores_fit, choose
+from keylayers.scores import Selection, load_scores
+from keylayers.training.adapters import LoraSettings
+
+PROBE = (2, 32)
+"""Sequences and tokens of the gates' input."""
+
+
+@dataclass(frozen=True)
+class DoctorRequest:
+    """Which model, and for what work the costs are forecast."""
+
+    source: Source = field(default_factory=Source)
+    with_data: bool = False
+    """Whether the source's data makes the inputs; else they are random tokens or images."""
+    scores: Path | None = None
+    select: str | None = None
+    """Policy; None: top:30% of the scores, or 30 % at random without any."""
+    seq: int = 128
+    batch: int = 4
+    records: int = 256
+    """Calibration records."""
+    rank: int = 8
+    sample: int = 12
+    """Layers, and blocks, that the costly gates look at."""
+
+    def __post_init__(self) -> None:
+        for name in ("seq", "batch", "records", "rank", "sample"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"--{name} {getattr(self, name)}: expected at least 1.")
+        if self.seq < 4:
+            raise BadInput(f"--seq {self.seq}: expected at least 4 tokens.")
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """The selection asked about; beside it the last layers (the shortest backward pass), and all (stage 1)."""
+        chosen = self.select or ("top:30%" if self.scores is not None else "random:30%:seed=0")
+        return tuple(dict.fromkeys((chosen, "last:30%", "all")))
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """All that the gates and forecasts look at."""
+
+    patient: Patient
+    layers: tuple[Layer, ...]
+    """Those of the scores, or of the finest granularity of the network."""
+    selections: tuple[Selection, ...]
+    work: Workload | None
+    """None where no input could be made."""
+    probe: str
+    """What the inputs are, in words."""
+
+
+def admit(request: DoctorRequest, loaded: LoadedModel) -> Admitted:
+    """Everything ready for a loaded model.
+
+    Raises:
+        BadScores, BadSelection, BadInput: if scores are of another model, or a policy or the data does not fit.
+    """
+    scores = None if request.scores is None else load_scores(request.scores)
+    if scores is not None:
+        check_scores_fit(scores, loaded.model, loaded.source)
+    layers = scores.layers if scores is not None else finest_layers(loaded)
+    policies = request.policies if len(layers) > 1 else ("all",) * len(layers)  # of one layer, no share can be chosen
+    selections = tuple(choose(scores, layers, policy, seed=0) for policy in policies)
+    maker, records, words = _inputs(request, loaded)
+    if maker is None:
+        return Admitted(Patient(loaded, None, None, request.sample), layers, selections, None, words)
+    patient = Patient(loaded, maker(*PROBE, 0), maker(*PROBE, 1), request.sample)
+    lora = LoraSettings(rank=request.rank)
+    work = workload(maker, request.batch, min(request.seq, loaded.context), records, lora)
+    return Admitted(patient, layers, selections, work, words)
+
+
+def finest_layers(loaded: LoadedModel) -> tuple[Layer, ...]:
+    """The network's linear layers, or its convolutions where there are more of those."""
+    return max((layers_of(loaded.model, name) for name in ("linear", "conv")), key=len)
+
+
+def _inputs(request: DoctorRequest, loaded: LoadedModel) -> tuple[Callable[..., Inputs] | None, int, str]:
+    """What makes inputs, how many calibration records there are, and words for both."""
+    maker = input_maker(loaded)
+    if not request.with_data or maker is None:
+        sample: Any = maker(1, 4, 0) if maker is not None else {}
+        kind = "random tokens" if "input_ids" in sample else "random images"
+        return maker, request.records, kind if maker is not None else "no input could be made"
+    examples = prepare_data(request.source, loaded).calibration
+    if not len(examples):
+        raise BadInput(f"--data {request.source.data} has no calibration record; give more records.")
+    both = "decoder_input_ids" in maker(1, 4, 0)
+    return _from(examples, both), len(examples), f"{len(examples)} calibration records of {request.source.data}"
+
+
+def _from(examples: Examples, decoder_too: bool) -> Callable[[int, int, int], Inputs]:
+    def make(batch: int, seq: int, seed: int) -> Inputs:
+        places = [(seed * batch + index) % len(examples) for index in range(batch)]
+        made: Inputs = {key: value[:, :seq] for key, value in collate(examples.take(places)).items() if key != "labels"}
+        return made | ({"decoder_input_ids": made["input_ids"]} if decoder_too else {})
+
+    return make
