@@ -125,11 +125,23 @@ def test_what_is_not_in_the_cache_is_said(cache, place, revision, message):
 
 
 def test_folders_have_no_revisions_and_may_hold_no_scores(tmp_path):
-    with pytest.raises(BadInput, match=r"holds no layer_scores\.json, nor scores\.json as run folders do"):
+    with pytest.raises(BadInput, match=r"holds no layer_scores\.json and no scores as a scoring run"):
         LayerScores.from_pretrained(tmp_path)
     full().save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="is a folder on this machine, which has no revisions"):
         LayerScores.from_pretrained(tmp_path, "main")
+
+
+def test_a_scoring_run_of_one_criterion_stands_for_its_scores_and_one_of_two_is_asked_about(tmp_path):
+    (tmp_path / "run.json").write_text("{}")
+    save(full(), tmp_path / "path_integral.json")
+    assert hub.load_scores(tmp_path) == full()
+    save(full(), tmp_path / "random.json")
+    with pytest.raises(
+        BadInput, match=r"scores of 2 criteria; name one of them: .*path_integral\.json, .*random\.json"
+    ):
+        hub.load_scores(tmp_path)
+    assert [path.name for path in hub.score_files(tmp_path)] == ["path_integral.json", "random.json"]
 
 
 def test_any_place_that_holds_scores_can_be_named(tmp_path, cache, monkeypatch):
