@@ -214,6 +214,21 @@ def report(
 
 
 @app.command()
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="ila.")],
+    scale: Annotated[str, typer.Option(help="smoke (minutes), small (hours) or full.")] = "smoke",
+    out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+    processes: Annotated[int, typer.Option(help="Computations side by side.")] = 2,
+    fresh: o.Fresh = False,
+    config: o.Config = None,
+) -> None:
+    """A paper's experiment with controls, beside its published figures."""
+    from keylayers.cli.reproduce import run_reproduce
+
+    run_reproduce(paper, scale, out, processes, fresh)
+
+
+@app.command()
 def criteria() -> None:
     """The criteria and what each computes."""
     from keylayers.cli.show import show_criteria

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -13,6 +13,8 @@ from keylayers.runs import RunFolder, digest, plain, progress
 
 Fields = Mapping[str, Any]
 """What tells one cell from all others: plain JSON."""
+
+Work = Callable[[Fields], Mapping[str, Any]]
 
 THREADS = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -34,21 +36,23 @@ class Cell:
 
 def run_cells(
     cells: Sequence[Cell],
-    work: Callable[[Fields], Mapping[str, Any]],
+    work: Work,
     run: RunFolder,
     *,
-    processes: int = 1,
+    workers: Executor | None = None,
     label: str = "",
 ) -> list[dict[str, Any]]:
     """The result of every cell, in order; those the run folder holds are read back, others computed and kept at once.
 
-    `work` takes a cell's fields and returns plain JSON. With more than one process it must be importable by name; each
-    process has one thread, because many small computations side by side beat one spread thin. Cells start in the
-    given order, so that what matters most comes first. On an error nothing more is started, and what is done stays.
+    `work` takes a cell's fields and returns plain JSON. With `workers(...)` it must be importable by name. Cells start
+    in the given order, so that what matters most comes first. On an error nothing more is started, and what is done
+    stays.
 
     Raises:
         BadInput: for two cells of the same fields. Whatever `work` raises.
     """
+    if not cells:
+        return []
     keys = [cell.key for cell in cells]
     if len(set(keys)) != len(keys):
         twice = next(cell for cell in cells if keys.count(cell.key) > 1)
@@ -57,32 +61,45 @@ def run_cells(
     total = sum(cell.weight for cell in cells)
     done = total - sum(cell.weight for cell in missing)
     with progress[int](round(1000 * total), label or cells[0].table, start=round(1000 * done)) as bar:
-        for cell, result in _results(missing, work, processes):
-            run.part(cell.key, lambda cell=cell, result=result: {"fields": dict(cell.fields), "result": dict(result)})
+        for cell, result in _results(missing, work, workers):
+            kept = {"fields": dict(cell.fields), "result": dict(result)}
+            run.part(cell.key, kept.copy)
             bar.advance(round(1000 * cell.weight), text=_shown(cell.fields))
     return [run.part(key, dict)["result"] for key in keys]
 
 
-def _results(
-    cells: Sequence[Cell], work: Callable[[Fields], Mapping[str, Any]], processes: int
-) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
-    if processes <= 1 or len(cells) <= 1:
+def _results(cells: Sequence[Cell], work: Work, workers: Executor | None) -> Iterator[tuple[Cell, Mapping[str, Any]]]:
+    if workers is None:
         for cell in cells:
             yield cell, work(cell.fields)
         return
+    running: dict[Future[Mapping[str, Any]], Cell] = {}
     waiting = list(reversed(cells))
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers._max_workers:  # type: ignore[attr-defined]
+                cell = waiting.pop()
+                running[workers.submit(work, dict(cell.fields))] = cell
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                yield running.pop(future), future.result()
+    finally:
+        for future in running:
+            future.cancel()
+
+
+@contextmanager
+def workers(processes: int) -> Iterator[Executor | None]:
+    """Processes for several `run_cells`, one thread each: many small computations side by side beat one spread thin.
+
+    None for one process, where this one serves. An error or an interrupt ends them at once, whatever they compute.
+    """
+    if processes <= 1:
+        yield None
+        return
     with _one_thread_each(), ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        running: dict[Future[Mapping[str, Any]], Cell] = {}
         try:
-            while waiting or running:
-                while waiting and len(running) < processes:
-                    cell = waiting.pop()
-                    running[pool.submit(work, dict(cell.fields))] = cell
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    cell = running.pop(future)
-                    yield cell, future.result()
+            yield pool
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
             for process in list((pool._processes or {}).values()):
                 process.terminate()  # else an interrupt waits for the longest cell
             raise

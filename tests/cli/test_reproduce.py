@@ -1,0 +1,31 @@
+"""`keylayers reproduce`: names are checked before anything is loaded; a study ends in a page and its figures."""
+
+import dataclasses
+import json
+
+from keylayers.recipes import ila
+from tests.recipes.test_ila import QUICK, WAYS
+
+
+def test_unknown_names_are_told_with_near_ones_and_nothing_is_made(cli, tmp_path):
+    for words, said in (
+        (["reproduce", "ilo"], "unknown paper 'ilo'; did you mean 'ila'"),
+        (["reproduce", "ila", "--scale", "smol"], "unknown scale 'smol'; did you mean 'smoke' or 'small'"),
+        (["reproduce", "ila", "--processes", "0"], "--processes 0: expected at least 1"),
+    ):
+        done = cli(*words, "--out", str(tmp_path / "run"))
+        assert done.code == 2 and said in done.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_study_leaves_its_page_and_every_figure_behind_it(cli, world, tmp_path, monkeypatch):
+    task = ila.Task("small", world.inputs(), dataclasses.replace(QUICK, steps=2))
+    scale = ila.Scale((task,), seeds=2, budget=ila.Budget(0.4), rates=(1e-2,), ways=WAYS[1:3], matched=WAYS[1:2])
+    monkeypatch.setattr(ila, "scale_of", lambda name: scale)
+    done = cli("reproduce", "ila", "--processes", "1", "--out", str(tmp_path / "run"))
+    assert done.code == 0, done.err
+    page = (tmp_path / "run" / "results.md").read_text()
+    assert page in done.out + "\n" and "### Claims" in page
+    stored = json.loads((tmp_path / "run" / "results.json").read_text())
+    stored = stored.get("value", stored)
+    assert stored["tasks"][0]["arms"]["path integral"]["retrained"][1]["test"] > 0

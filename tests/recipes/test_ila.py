@@ -1,0 +1,140 @@
+"""The ILA study in miniature: what its cells compute, equal budgets, resume, tables that follow from the figures."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from keylayers.errors import UnknownName
+from keylayers.layers.restoring import restored
+from keylayers.measures import PairedDifference, paired_difference
+from keylayers.measures.loss import example_losses
+from keylayers.models import deltas_of
+from keylayers.recipes import cells, ila, ila_tables
+from keylayers.recipes.cells import Task
+from keylayers.recipes.ila import Scale, reproduce, scale_of
+from keylayers.runs import open_run
+from keylayers.studies.arms import Budget
+from keylayers.studies.pages import Claim, ledger, page
+from keylayers.training.adapters import LoraSettings, attach_lora
+from keylayers.training.train import TrainSettings, train
+
+WAYS = ("ILA (s0 = 4)", "path integral", "first step", "path integral per parameter")
+QUICK = TrainSettings(steps=6, batch_size=4, learning_rate=1e-2, save_every=10**9)
+
+
+@pytest.fixture(scope="module")
+def task(world) -> Task:
+    return Task("small", world.inputs(), QUICK, LoraSettings(rank=2, alpha=4.0), control=str(world.data))
+
+
+@pytest.fixture(scope="module")
+def study(task, tmp_path_factory):
+    """A whole study, its scale and its folder."""
+    folder = tmp_path_factory.mktemp("study")
+    other = dataclasses.replace(task, name="other", inputs=dataclasses.replace(task.inputs, split_seed=1))
+    scale = Scale((task, other), seeds=2, budget=Budget(0.4), rates=(1e-2, 3e-2), ways=WAYS, matched=WAYS[:2])
+    with open_run(folder, "study", {}) as run:
+        return scale, reproduce(scale, run, processes=1), folder
+
+
+def test_every_arm_spends_the_same_and_is_trained_with_every_seed(study):
+    scale, results, _ = study
+    for result in results:
+        total = sum(layer.lora_size for layer in result.arms["all"].choice(0).layers)
+        largest = max(layer.lora_size for layer in result.arms["all"].choice(0).layers)
+        for name, arm in result.arms.items():
+            assert len(result.retrained[name]) == len(result.kept[name]) == 2
+            for seed, trained in enumerate(result.retrained[name]):
+                spent = scale.budget.size(arm.choice(seed))
+                assert trained["trainable"] == 2 * spent  # rank 2
+                assert name == "all" or 0.4 * total - largest <= spent <= 0.41 * total or "kinds" in name, name
+        kinds = result.arms["random, kinds of path integral"]
+        assert all(kinds.choice(s).kinds() == result.arms["path integral"].choice(s).kinds() for s in range(2))
+        drawn = [kinds.choice(s).names for s in range(2)] + [result.arms["random"].choice(s).names for s in range(2)]
+        assert len(set(drawn)) == 4
+
+
+def test_retraining_is_lora_on_those_layers_alone(study, world):
+    scale, results, _ = study
+    task, arm = scale.tasks[0], results[0].arms["path integral"]
+    rate = results[0].rates["path integral"]
+    loaded = task.inputs.load_model()
+    data = cells.prepare_data(task.inputs, loaded)
+    with restored(loaded.model):
+        adapted = attach_lora(loaded.model, arm.choice(1).chosen, task.lora, seed=1)
+        train(adapted, data.train, dataclasses.replace(task.training, seed=1, learning_rate=rate))
+        assert results[0].retrained["path integral"][1]["test"] == example_losses(adapted, data.test).mean
+
+
+def test_keeping_every_change_gives_the_tuned_model_and_the_rate_is_chosen_on_calibration_records(study):
+    scale, results, folder = study
+    task, result = scale.tasks[0], results[0]
+    loaded = task.inputs.load_model()
+    place = cells.bench(task.fields())
+    adapter = next((folder / "stage1").glob("small-*-seed0-1/adapter"))
+    tuned = deltas_of(loaded.model, adapter, place.layers)
+    with cells.gated(place.loaded.model, tuned, tuned.uniform(1.0)) as model:
+        assert result.kept["all"][0] == pytest.approx(example_losses(model, place.data.test).mean, abs=1e-6)
+    assert set(result.rates.values()) <= {1e-2, 3e-2}
+    assert result.before["test"] > result.retrained["all"][0]["test"]
+
+
+def test_what_is_done_is_read_back_and_the_model_is_left_as_it_was(study, monkeypatch):
+    scale, results, folder = study
+    monkeypatch.setattr(ila, "compute", lambda *asked: pytest.fail("computed again"))
+    with open_run(folder, "study", {}) as run:
+        again = reproduce(scale, run, processes=1)
+    assert ila_tables.plain(again) == ila_tables.plain(results)
+    place = cells.bench(scale.tasks[0].fields())
+    fresh = scale.tasks[0].inputs.load_model().model.state_dict()
+    assert all((value == fresh[name]).all() for name, value in place.loaded.model.state_dict().items())
+
+
+def test_a_partial_stage_one_is_the_start_of_the_whole(task, tmp_path):
+    place = cells.bench(task.fields())
+    whole, part = (cells.stage_one(place, tmp_path, seed=3, share=share) for share in (1.0, 0.5))
+    assert part["losses"] == whole["losses"][:3] and whole["adapter"] != part["adapter"]
+
+
+def test_tables_say_what_the_figures_say(study):
+    _, results, _ = study
+    found = ila_tables.tables(results)
+    text = page("Title", ila_tables.introduction(results, "smoke"), found)
+    for result in results:
+        np.testing.assert_allclose(ila_tables.gains(result, "all"), 1.0)
+        losses = [one["test"] for one in result.retrained["path integral"]]
+        assert f"{np.mean(losses):.3f} ±" in text
+        rivals = [one["test"] for one in result.retrained["random, kinds of path integral"]]
+        assert f"{np.mean(losses) - np.mean(rivals):+.3f} ±" in text
+    assert text.startswith("# Title\n") and "between small, other" in text
+    assert all(len(row) == len(table.columns) for table in found for row in table.rows)
+
+
+@pytest.mark.parametrize(
+    ("losses", "rivals", "p", "verdict"),
+    [
+        ([1.0, 1.1, 0.9], [2.0, 2.1, 1.95], None, "supported"),
+        ([2.0, 2.1, 1.9], [1.0, 1.1, 0.95], None, "contradicted"),
+        ([1.0, 2.0, 3.0], [3.0, 2.0, 1.0], None, "undecided here"),
+        ([1.0, 1.1, 0.9], [2.0, 2.1, 1.95], 0.2, "undecided here"),  # once adjusted
+    ],
+)
+def test_a_verdict_follows_from_the_adjusted_p_value(losses, rivals, p, verdict):
+    effect: PairedDifference = paired_difference(rivals, losses)
+    claim = Claim("it helps", "us", effect, "nats", effect.p_value if p is None else p)
+    assert claim.verdict == verdict and f"**{verdict}**" in ledger([claim]).markdown()
+
+
+def test_an_unknown_scale_is_named():
+    with pytest.raises(UnknownName, match="unknown scale 'smal'; did you mean 'small'"):
+        scale_of("smal")
+
+
+def test_without_the_real_model_the_small_scale_has_the_bundled_tasks(monkeypatch):
+    monkeypatch.delenv("KEYLAYERS_MODELS", raising=False)
+    assert [one.name for one in scale_of("small").tasks] == ["pirate", "formal", "json"]
+    monkeypatch.setenv("KEYLAYERS_MODELS", "/models")
+    monkeypatch.setenv("KEYLAYERS_DATA", "/data")
+    names = [one.name for one in scale_of("small").tasks]
+    assert names == ["pirate", "stories260K-alpaca", "formal", "json", "stories260K-gsm8k"]
