@@ -71,12 +71,12 @@ class Selection:
         if count == 0 and not self.allow_empty:
             raise BadSelection(
                 f"policy {self.policy!r} chooses none of the {len(self.layers)} layers; "
-                "choose at least one, or pass allow_empty=True if nothing is meant"
+                "choose at least one (from Python, allow_empty=True permits none)"
             )
         if count == len(self.layers) and not self.allow_total:
             raise BadSelection(
                 f"policy {self.policy!r} chooses all {count} layers, so it selects nothing in particular; "
-                "ask for 'all' or pass allow_total=True if everything is meant"
+                "ask for 'all' if everything is meant (from Python, allow_total=True)"
             )
 
     def _in_order(self, role: str, names: Iterable[str]) -> tuple[str, ...]:
