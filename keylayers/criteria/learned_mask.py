@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from keylayers.criteria.criterion import Evidence, criterion, scored
@@ -59,7 +60,8 @@ def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedM
     _check(settings, len(layers))
     held = replace(evidence, deltas=evidence.deltas.held())
     with frozen(evidence.model), torch.enable_grad():
-        repeats = torch.stack([_learn(held, layers, settings, repeat) for repeat in range(settings.seeds)])
+        learnt = [_learn(held, layers, settings, repeat) for repeat in range(settings.seeds)]
+    repeats = torch.stack([scores for scores, _ in learnt])
     return scored(
         evidence,
         layers,
@@ -67,6 +69,7 @@ def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedM
         criterion="learned_mask",
         settings=settings,
         repeats=repeats if settings.seeds > 1 else None,
+        losses=[[round(value, 4) for value in losses.tolist()] for _, losses in learnt],
     )
 
 
@@ -78,8 +81,11 @@ def _gates(scores: Tensor, settings: LearnedMask, noise: torch.Generator) -> Ten
     return torch.sigmoid(scores)
 
 
-def _learn(evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask, repeat: int) -> Tensor:
-    """The scores after all steps of one seed; goes on from the state the evidence keeps."""
+def _learn(
+    evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask, repeat: int
+) -> tuple[Tensor, Float[Tensor, " steps"]]:
+    """The scores after all steps of one seed, and the loss of each step's batch in nats per token; goes on from the
+    state the evidence keeps."""
     assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
     seed, noise = settings.seed + repeat, torch.Generator()
     scores = torch.full((len(layers),), float(settings.initial), requires_grad=True)
@@ -87,12 +93,13 @@ def _learn(evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask, r
     optimiser = make([scores], lr=settings.learning_rate)
     keep = evidence.checkpoint(f"learned_mask-{seed}") if evidence.checkpoint else None
     identity = _identity(evidence, layers, settings)
-    start, used = 0, scores
+    start, used, losses = 0, scores, torch.zeros(settings.steps)
     if keep is not None and (state := keep.load()) is not None:
         start, tensors, stored = state
         _check_state(start, stored, settings, identity)
         with torch.no_grad():
             scores.copy_(tensors.pop("scores"))
+            losses[:start] = tensors.pop("losses", torch.zeros(start))
         optimiser.state[scores] = dict(tensors)
 
     def gates() -> Tensor:
@@ -108,6 +115,7 @@ def _learn(evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask, r
             summed, terms = evidence.loss(evidence.model, batch)
             loss = summed / supervised(terms)
             value = finite(float(loss.detach()), f"learned_mask: the loss at step {step}")
+            losses[step] = value
             if settings.budget == "l0":
                 loss = loss + settings.penalty * expected_open(scores) / len(layers)
             optimiser.zero_grad()
@@ -119,8 +127,8 @@ def _learn(evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask, r
                 evidence.progress(repeat * settings.steps + done, settings.seeds * settings.steps, value)
             if keep is not None and (done % settings.save_every == 0 or done == settings.steps):
                 moments = {key: one for key, one in optimiser.state.get(scores, {}).items() if isinstance(one, Tensor)}
-                keep.save(done, {"scores": scores.detach(), **moments}, identity)
-    return scores.detach().clone()
+                keep.save(done, {"scores": scores.detach(), "losses": losses[:done], **moments}, identity)
+    return scores.detach().clone(), losses
 
 
 def _check_gradient(gradient: Tensor | None, layers: Sequence[Layer], step: int) -> None:

@@ -57,6 +57,9 @@ class Run:
     sessions: tuple[dict[str, Any], ...]
     rankings: tuple[Ranking, ...] = ()
     curves: tuple[Curve, ...] = ()
+    """Of stage 1."""
+    mask_curves: tuple[Curve, ...] = ()
+    """Of stage 2: the loss of each step's batch while masks are learnt, one curve per seed."""
     tuning: Tuning | None = None
     costs: tuple[Cost, ...] = ()
     gaps: tuple[str, ...] = ()
@@ -147,6 +150,7 @@ def _read(folder: Path, root: Path) -> Run:
         sessions=sessions,
         rankings=rankings,
         curves=stage_one[0],
+        mask_curves=_mask_curves(rankings) if record.get("command") == "score" else (),
         tuning=tuning,
         costs=(*stage_one[1], *_costs(str(record.get("command")), rankings, tuning)),
         gaps=(*gaps, *(tuning.gaps if tuning else ())),
@@ -192,6 +196,20 @@ def _stage_one(folder: Path, gaps: list[str]) -> tuple[tuple[Curve, ...], tuple[
     except (BadInput, KeyError, TypeError, ValueError) as error:
         gaps.append(f"the learning curve of stage 1 cannot be read ({error})")
         return (), ()
+
+
+def _mask_curves(rankings: tuple[Ranking, ...]) -> tuple[Curve, ...]:
+    """Of every ranking that states the losses of its steps."""
+    found = []
+    for one in rankings:
+        settings = one.scores.provenance.settings
+        losses, first = settings.get("losses"), settings.get("seed")
+        for seed, curve in enumerate(
+            losses if isinstance(losses, list) else (), first if isinstance(first, int) else 0
+        ):
+            if isinstance(curve, list) and curve and all(isinstance(value, int | float) for value in curve):
+                found.append(Curve(one.label, seed, tuple(map(float, curve))))
+    return tuple(found)
 
 
 def _costs(command: str, rankings: tuple[Ranking, ...], tuning: Tuning | None) -> tuple[Cost, ...]:

@@ -157,13 +157,15 @@ def _states(collected: Collected) -> tuple[State, ...]:
 
 
 def _learning(collected: Collected) -> tuple[tuple[str, tuple[Chart, ...]], ...]:
-    """Stage 1 of every scoring run, and the arms of the tuning run, each with axes in common."""
+    """Stages 1 and 2 of every scoring run, and the arms of the tuning run, each with axes in common."""
     several = sum(bool(run.curves) for run in collected.runs) > 1
     first = [(run.name if several else STAGE_ONE, run.curves) for run in collected.runs if run.curves]
+    masks = [(run.name if several else "gates", run.mask_curves) for run in collected.runs if run.mask_curves]
     tuning = collected.tuned.tuning if collected.tuned else None
     arms: list[tuple[str, tuple[Curve, ...]]] = [(arm.policy, arm.curves) for arm in tuning.arms] if tuning else []
     found = (
         (STAGE_ONE[0].upper() + STAGE_ONE[1:], charts(first)),
+        ("Stage 2: masks, one line per seed", charts(masks)),
         ("Arms of the comparison, one line per seed", charts(arms)),
     )
     return tuple((title, drawn) for title, drawn in found if drawn)

@@ -49,6 +49,7 @@ def draw(collected: Collected, choice: Choice | None, folder: Path) -> tuple[Pat
     if tuning is not None:
         wanted["arms"] = lambda figure: _arms(figure, tuning)
     groups = [(run.name, run.curves) for run in collected.runs if run.curves]
+    groups += [(f"masks: {run.name}", run.mask_curves) for run in collected.runs if run.mask_curves]
     groups += [(arm.policy, arm.curves) for arm in tuning.arms if arm.curves] if tuning else []
     if groups:
         wanted["learning"] = lambda figure: _learning(figure, groups)

@@ -7,6 +7,7 @@ import pytest
 from keylayers.errors import BadInput
 from keylayers.report.arms import stem_of
 from keylayers.report.collect import collect
+from keylayers.report.page import write_report
 from tests.report.examples import ARMS, LOSSES, compare_run, demo_runs, score_run, scores, tune_run
 
 
@@ -121,3 +122,14 @@ def test_what_is_no_run_is_refused(tmp_path):
     (folder / "run.json").write_text((folder / "run.json").read_text().replace("score", "tune", 1))
     with pytest.raises(BadInput, match="does not match its sha256"):
         collect(folder)
+
+
+def test_the_curves_of_learnt_masks_are_those_their_scores_state(tmp_path):
+    stated = scores(2, "learned_mask", settings={"losses": [[3.0, 2.5], [3.1, 2.4]], "seed": 4})
+    run = collect(score_run(tmp_path, stated, scores(settings={"losses": "none"}))).runs[0]
+    assert [(one.label, one.seed, one.losses) for one in run.mask_curves] == [
+        ("learned_mask", 4, (3.0, 2.5)),
+        ("learned_mask", 5, (3.1, 2.4)),
+    ]
+    text = write_report(tmp_path).page.read_text()
+    assert "Stage 2: masks, one line per seed" in text and "seed 5" in text
