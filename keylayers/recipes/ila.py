@@ -61,7 +61,7 @@ class Scale:
     seeds: int = 5
     """Each is a procedure of its own: stage 1, scores, retraining."""
     budget: Budget = field(default_factory=lambda: Budget(0.3))
-    rates: tuple[float, ...] = (3e-3, 1e-2)
+    rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     """Learning rates among which every arm chooses on calibration records, at its first seed."""
     ways: tuple[str, ...] = tuple(WAYS)
     matched: tuple[str, ...] = MATCHED

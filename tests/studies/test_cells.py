@@ -1,6 +1,11 @@
 """Cells: computed once, in any number of processes, resumed after an error."""
 
 import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +64,43 @@ def test_a_cell_is_known_by_all_its_fields_and_only_by_them():
 def test_a_cell_asked_for_twice_is_an_error(tmp_path):
     with open_run(tmp_path, "study", {}) as run, pytest.raises(BadInput, match="asks twice"):
         run_cells(cells(1, 2, 1), square, run)
+
+
+SLOW = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a background job ignores it
+from keylayers.runs import open_run
+from keylayers.studies.cells import Cell, run_cells, workers
+from tests.studies.test_cells import sleep
+if __name__ == "__main__":
+    with open_run(sys.argv[1], "study", {}) as run, workers(2) as pool:
+        run_cells([Cell("sleeps", {"x": x, "folder": sys.argv[1]}) for x in range(4)], sleep, run, workers=pool)
+"""
+
+
+def sleep(fields):
+    (Path(fields["folder"]) / f"began-{os.getpid()}").touch()
+    time.sleep(60)
+    return {}
+
+
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_all_processes_at_once(sign, tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stderr=subprocess.DEVNULL,
+    )
+    while len(began := list((tmp_path / "run").glob("began-*"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(sign)
+    assert process.wait(timeout=20) != 0
+    for worker in (int(path.name.partition("-")[2]) for path in began):
+        with pytest.raises(ProcessLookupError):
+            os.kill(worker, 0)
 
 
 def test_processes_serve_several_rounds(tmp_path):
