@@ -66,6 +66,13 @@ def score(
     batch_size: o.BatchSize = 16,
     rank: o.Rank = 8,
     seed: Annotated[int, typer.Option(help="Seed of stage 1.")] = 0,
+    stop_early: Annotated[
+        bool, typer.Option("--stop-early", help="Stop stage 1 when the ranking of the layers has settled.")
+    ] = False,
+    settled: Annotated[
+        float | None,
+        typer.Option(help="With --stop-early: agreement of successive rankings that counts as settled; default 0.9."),
+    ] = None,
     fresh: o.Fresh = False,
     config: o.Config = None,
     dtype: o.Dtype = "auto",
@@ -128,6 +135,35 @@ def tune(
     run_tune(o.given(locals()))
 
 
+@app.command()
+def share(
+    scores: Annotated[str, typer.Argument(help="Score file, run with one criterion, score folder, or hub user/repo.")],
+    tuned: Annotated[str, typer.Option(help="A tuned checkpoint, a peft adapter or an earlier run.")],
+    model: o.Model = "bundled:llama",
+    data: o.Data = "bundled:pirate",
+    within: Annotated[str, typer.Option(help="Part of the gain that may be lost.")] = "5%",
+    of: Annotated[str, typer.Option(help="What shares are counted in: lora, weights or layers.")] = "lora",
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/share-SCORES-DIGEST.")] = None,
+    held_out: Annotated[int, typer.Option(help="Most calibration and most test records.")] = 256,
+    points: Annotated[int, typer.Option(help="Sizes tried first, from 1 to all layers; up to 3 more follow.")] = 9,
+    draws: Annotated[int, typer.Option(help="Random orders of the same kinds beside the ranking, at least 5.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the random orders.")] = 0,
+    weights: o.Weights = None,
+    columns: o.Columns = None,
+    max_length: o.MaxLength = None,
+    batch_size: o.BatchSize = 16,
+    fresh: o.Fresh = False,
+    config: o.Config = None,
+    dtype: o.Dtype = "auto",
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """How many layers are enough: the fewest whose changes keep what tuning gained, beside random ones."""
+    from keylayers.cli.share import run_share
+
+    run_share(o.given(locals()))
+
+
 @app.command(epilog="\n\n".join(f"**{name}**: {what}" for name, what in TARGETS.items()))
 def export(
     scores: Annotated[str, typer.Argument(help="Score file, run with one criterion, score folder, or hub user/repo.")],
@@ -171,6 +207,20 @@ def revert(
     from keylayers.cli.runs import run_revert
 
     run_revert(model, tuned, scores, out, select)
+
+
+@app.command()
+def transfer(
+    scores: Annotated[str, typer.Argument(help="Score file, run with one criterion, score folder, or hub user/repo.")],
+    to: Annotated[str, typer.Option(help="The other model: hub id, folder (config.json suffices), bundled:llama, ...")],
+    out: Annotated[Path | None, typer.Option(help="FILE.json for the ranking; default: only shown.")] = None,
+    config: o.Config = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """A ranking for another model's layers, by role and relative depth; its weights are not needed."""
+    from keylayers.cli.transfer import run_transfer
+
+    run_transfer(scores, to, out, trust_remote_code)
 
 
 @app.command()

@@ -17,15 +17,20 @@ def run_score(names: list[str], options: dict[str, Any]) -> None:
     for name in names:
         criteria.check(name)
     inputs, settings = _inputs(options), pairs(options["settings"], "--set")
+    _check_settled(options["stop_early"], options["settled"])
     note(f"scoring {options['model']} on {options['data']} with {', '.join(names)}")
     quiet_libraries()
     from keylayers.recipes.inputs import Inputs
     from keylayers.recipes.score import ScoreRequest, score
+    from keylayers.recipes.settling import StopEarly, settling_of
+    from keylayers.recipes.settling_words import in_words
     from keylayers.runs import open_run
     from keylayers.scores.files import save
+    from keylayers.studies.settling import Rule
     from keylayers.training.adapters import LoraSettings
     from keylayers.training.train import TrainSettings
 
+    rule = Rule() if options["settled"] is None else Rule(target=options["settled"])
     request = ScoreRequest(
         inputs=Inputs(**inputs),
         criteria=tuple(dict.fromkeys(names)),
@@ -37,10 +42,13 @@ def run_score(names: list[str], options: dict[str, Any]) -> None:
         ),
         lora=LoraSettings(rank=options["rank"], alpha=2.0 * options["rank"]),
         batch_size=options["batch_size"],
+        stop_early=StopEarly(rule) if options["stop_early"] else None,
     )
     folder, file = _score_place(options["out"], options["model"], options["data"])
     with open_run(folder, "score", asdict(request), fresh=options["fresh"]) as run:
         results = score(request, run)
+    if (decided := settling_of(folder)) is not None:
+        say(in_words(decided))
     for name, result in results.items():
         _show_scores(result)
         place = folder / f"{name}.json"
@@ -120,6 +128,17 @@ def _inputs(options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of recipes.inputs.Inputs, which is slow to import."""
     names = ("model", "data", "weights", "max_length", "records", "dtype", "allow_pickle", "trust_remote_code")
     return {**{name: options[name] for name in names}, "columns": pairs(options["columns"], "--column")}
+
+
+def _check_settled(stop_early: bool, settled: float | None) -> None:
+    from keylayers.errors import BadInput
+
+    if settled is None:
+        return
+    if not stop_early:
+        raise BadInput(f"--settled {settled:g} says when --stop-early stops; give --stop-early, too.")
+    if not 0 < settled <= 1:
+        raise BadInput(f"--settled {settled:g}: expected an agreement above 0 and at most 1, such as 0.9.")
 
 
 def _show_scores(scores: Any) -> None:

@@ -10,6 +10,7 @@ _HOME = {
     "total_size": "layer",
     "named_layers": "naming",
     "find_blocks": "blocks",
+    "role_of": "roles",
     "unwrap": "structure",
     "canonical_name": "structure",
     "module_named": "structure",

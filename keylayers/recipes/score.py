@@ -15,6 +15,8 @@ from keylayers.layers.tensors import tensors_on_disk
 from keylayers.models import deltas_of
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.inputs import Inputs, Prepared, prepare_data, tuned_place
+from keylayers.recipes.settling import StopEarly, learn_until_settled, settling_of
+from keylayers.recipes.settling_words import as_provenance
 from keylayers.runs import RunFolder, progress, versions
 from keylayers.scores import LayerScores, Provenance
 from keylayers.scores.files import load, save
@@ -41,6 +43,8 @@ class ScoreRequest:
     lora: LoraSettings = field(default_factory=LoraSettings)
     batch_size: int = 16
     """Sequences per batch when scoring."""
+    stop_early: StopEarly | None = None
+    """When stage 1 may stop before its last step; None: never."""
 
 
 def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
@@ -54,6 +58,7 @@ def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
     chosen = {name: criteria.get(name) for name in request.criteria}
     options = {name: settings_of(criterion, request.settings) for name, criterion in chosen.items()}
     _refuse_unused(request.settings, chosen)
+    _refuse_to_stop(request, chosen)
     files = {name: run.path / f"{name}.json" for name in chosen}
     done = {name: load(file) for name, file in files.items() if file.exists()}
     missing = {name: criterion for name, criterion in chosen.items() if name not in done}
@@ -65,6 +70,9 @@ def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
         for name, criterion in missing.items():
             with progress[int](1, name) as bar:
                 result = criterion(_with_progress(evidence, bar), layers, options[name])
+            if "deltas" in criterion.needs and (found := settling_of(run.path)) is not None:
+                settings = {**result.provenance.settings, "stage_one": as_provenance(found)}
+                result = replace(result, provenance=replace(result.provenance, settings=settings))
             save(result, files[name])
             done[name] = result
             run.log("scored", criterion=name, seconds=result.provenance.seconds)
@@ -103,6 +111,15 @@ def _refuse_unused(given: Mapping[str, Any], chosen: Mapping[str, Criterion]) ->
             raise UnknownName(f"setting of {', '.join(chosen)}", key, known)
 
 
+def _refuse_to_stop(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> None:
+    if request.stop_early is None:
+        return
+    if request.tuned is not None:
+        raise BadInput(f"stopping stage 1 early was asked for, but --tuned {request.tuned} takes its place; drop one.")
+    if not any("deltas" in criterion.needs for criterion in chosen.values()):
+        raise BadInput(f"stopping stage 1 early was asked for, but {', '.join(chosen)} needs no stage 1; drop one.")
+
+
 def deltas_for(
     request: ScoreRequest, run: RunFolder, loaded: LoadedModel, layers: tuple[Layer, ...], data: Prepared | None
 ) -> Deltas:
@@ -118,16 +135,34 @@ def deltas_for(
     adapted = named_layers(loaded.model, "linear")
     _require_overlap(adapted, layers, request.granularity)
     with progress[int](request.stage_one.steps, "stage 1: LoRA on all layers") as bar:
-        deltas, log = learn_deltas(
-            loaded.model,
-            adapted,
-            data.train,
-            scored=layers,
-            lora=request.lora,
-            settings=request.stage_one,
-            folder=stored,
-            report=lambda step, steps, loss: bar.advance(step - bar.done, text=f"loss {loss:.3f}"),
-        )
+
+        def report(step: int, steps: int, loss: float) -> None:
+            bar.advance(step - bar.done, text=f"loss {loss:.3f}")
+
+        if request.stop_early is None:
+            deltas, log = learn_deltas(
+                loaded.model,
+                adapted,
+                data.train,
+                scored=layers,
+                lora=request.lora,
+                settings=request.stage_one,
+                folder=stored,
+                report=report,
+            )
+        else:
+            deltas, log = learn_until_settled(
+                request.stop_early,
+                run,
+                stored,
+                evidence_for(request, run, loaded, data, None),
+                adapted,
+                layers,
+                data.train,
+                lora=request.lora,
+                training=request.stage_one,
+                report=report,
+            )
     run.part(
         STAGE_ONE, lambda: {"losses": list(log.losses), "train_seconds": log.seconds, "peak_bytes": log.peak_bytes}
     )

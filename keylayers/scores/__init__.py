@@ -10,6 +10,7 @@ from keylayers.scores.provenance import Provenance
 from keylayers.scores.scores import LayerScores
 from keylayers.scores.selection import Selection
 from keylayers.scores.selection_files import load_selection, save_selection
+from keylayers.scores.transfer import transferred
 
 __all__ = [
     "Agreement",
@@ -28,4 +29,5 @@ __all__ = [
     "save",
     "save_selection",
     "select",
+    "transferred",
 ]

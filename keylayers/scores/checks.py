@@ -101,10 +101,11 @@ def same_layers(a: Sequence[Layer], b: Sequence[Layer], what: str, error: type[E
         return
     only_a, only_b = sorted(set(first) - set(second)), sorted(set(second) - set(first))
     if only_a or only_b:
+        other = "; a ranking of another model: `keylayers transfer SCORES --to MODEL` maps it first"
         raise error(
             f"{what} are over different layers ({len(first)} and {len(second)}): only the first has "
             f"{shown_names(only_a)}; only the second has {shown_names(only_b)}. "
-            "Make both from one model at one granularity"
+            f"Make both from one model at one granularity{other if error is BadScores else ''}"
         )
     at = next(i for i, (left, right) in enumerate(zip(first, second, strict=True)) if left != right)
     raise error(

@@ -82,7 +82,8 @@ def controls(
         "kind only": (chosen_by(averaged(scores, kinds), budget),),
         "random": tuple(select(layers, f"random:params={percent}:of={budget.of}:seed={s}") for s in seeds),
         "random, same size": tuple(
-            Selection(layers, draw_params(counts, spent, s), f"random of {spent} parameters, seed {s}") for s in seeds
+            Selection(layers, draw_params(counts, spent, s), f"random of {spent} parameters, seed {s}")
+            for s in (1_000_000 + s for s in seeds)  # else the first fill is that of the plain draw
         ),
         "random, same kinds": tuple(
             Selection(layers, draw_kinds(kinds, chosen.mask, s), f"random of the same kinds, seed {s}") for s in seeds

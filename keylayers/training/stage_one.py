@@ -1,6 +1,7 @@
 """Stage 1 of ILA: LoRA on every layer, to learn what tuning on this data would change."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -13,6 +14,9 @@ from keylayers.training.train import Report, TrainLog, TrainSettings, train
 
 ADAPTER = "adapter"
 """Where in its folder a finished training keeps its adapter."""
+
+Look = Callable[[int, Deltas, TrainLog], bool]
+"""(steps done, the deltas there, the training's log so far) -> whether to stop there."""
 
 
 def learn_deltas(
@@ -38,3 +42,46 @@ def learn_deltas(
         if folder is not None:
             save_adapter(adapted, folder / ADAPTER)
         return deltas_from_adapter(adapted, layers if scored is None else scored), log
+
+
+def learn_until(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    examples: Examples,
+    *,
+    steps: Sequence[int],
+    look: Look,
+    answered: Mapping[int, bool],
+    folder: Path,
+    settings: TrainSettings,
+    scored: Sequence[Layer] | None = None,
+    lora: LoraSettings | None = None,
+    report: Report | None = None,
+) -> tuple[Deltas, TrainLog, int]:
+    """`learn_deltas` up to the first of some steps, ascending, where `look` says to stop, else the last of them.
+
+    Gives the deltas there, the log and the step. At every look the model is the base model again, as any criterion
+    wants it, and training goes on from its saved state: the deltas are bit for bit those of a training with
+    `stop_after` at that step. `answered` is what the looks of an interrupted run said, by step; they are not repeated.
+    It must hold all of them, since training cannot go back to an earlier step. The log's seconds are those since the
+    look before.
+    """
+    for step in steps:
+        stops = answered.get(step)
+        if stops is False and step != steps[-1]:
+            continue
+        deltas, log = learn_deltas(
+            model,
+            layers,
+            examples,
+            scored=scored,
+            lora=lora,
+            settings=replace(settings, stop_after=step),
+            folder=folder,
+            report=report,
+        )
+        if stops is None:
+            stops = look(step, deltas, log)
+        if stops:
+            break
+    return deltas, log, step
