@@ -62,7 +62,9 @@ class Scale:
     """Each is a procedure of its own: stage 1, scores, retraining."""
     budget: Budget = field(default_factory=lambda: Budget(0.3))
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
-    """Learning rates among which every arm chooses on calibration records, at its first seed."""
+    """Learning rates among which every arm chooses, by mean loss on calibration records."""
+    rate_seeds: int = 3
+    """Seeds that choice looks at; with one alone, arms chose rates at which other seeds fail."""
     ways: tuple[str, ...] = tuple(WAYS)
     matched: tuple[str, ...] = MATCHED
 
@@ -215,17 +217,20 @@ def shared(measure: Any, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, A
 def _retrained(
     arms: Mapping[str, Arm], scale: Scale, measure: Any
 ) -> tuple[dict[str, tuple[dict[str, Any], ...]], dict[str, float]]:
-    """Each arm trained with every seed at the learning rate that served it best, by calibration loss, at the first."""
+    """Each arm trained with every seed, at the learning rate that served it best on calibration records."""
 
     def asked(name: str, seed: int, rate: float) -> dict[str, Any]:
         return {"layers": list(arms[name].choice(seed).names), "seed": seed, "lr": rate}
 
     ask = partial(shared, partial(measure, "retrain"))
-    tried = [(name, rate) for name in arms for rate in scale.rates]
-    first = dict(zip(tried, ask([asked(name, 0, rate) for name, rate in tried]), strict=True))
-    rates = {name: min(scale.rates, key=lambda rate: first[name, rate]["calibration"]) for name in arms}
-    rest = [(name, seed) for seed in range(1, scale.seeds) for name in arms]
-    later = dict(zip(rest, ask([asked(name, seed, rates[name]) for name, seed in rest]), strict=True))
-    return {
-        name: (first[name, rates[name]], *(later[name, seed] for seed in range(1, scale.seeds))) for name in arms
-    }, rates
+    few = range(min(scale.rate_seeds, scale.seeds) if len(scale.rates) > 1 else 0)
+    tried = [(name, seed, rate) for seed in few for name in arms for rate in scale.rates]
+    found = dict(zip(tried, ask([asked(*one) for one in tried]), strict=True))
+
+    def on_calibration(name: str, rate: float) -> float:
+        return sum(found[name, seed, rate]["calibration"] for seed in few)
+
+    rates = {name: min(scale.rates, key=lambda rate: on_calibration(name, rate)) for name in arms}
+    rest = [(name, seed, rates[name]) for seed in range(len(few), scale.seeds) for name in arms]
+    found |= dict(zip(rest, ask([asked(*one) for one in rest]), strict=True))
+    return {name: tuple(found[name, seed, rates[name]] for seed in range(scale.seeds)) for name in arms}, rates
