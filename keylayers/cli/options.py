@@ -87,3 +87,16 @@ def pairs(items: list[str] | None, flag: str) -> dict[str, str]:
             raise BadInput(f"{flag} gives {key!r} twice ({found[key]} and {value}); give it once.")
         found[key] = value
     return found
+
+
+def share(text: str, flag: str, meaning: str) -> float:
+    """A share in (0, 1) from `75%` or `0.75`. Raises BadInput, naming the flag and what it means."""
+    from keylayers.errors import BadInput
+
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError as error:
+        raise BadInput(f"{flag} {text}: expected {meaning}.") from error
+    if not 0 < value < 1:
+        raise BadInput(f"{flag} {text}: expected {meaning}, between 0% and 100%.")
+    return value

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from keylayers.cli.options import pairs
+from keylayers.cli.options import share as share_of
 from keylayers.cli.terminal import quiet_libraries, say, table
-from keylayers.errors import BadInput, BadScores, UnknownName
+from keylayers.errors import BadScores, UnknownName
 
 COUNTED = {"lora": "of what LoRA adds", "weights": "of the layers' parameters", "layers": "of the layers"}
 """What a share of the layers is counted in."""
@@ -20,7 +21,10 @@ def run_share(options: dict[str, Any]) -> None:
 
     if options["of"] not in COUNTED:
         raise UnknownName("unit of --of", options["of"], COUNTED)
-    within, scores = _part(options["within"]), load_scores(options["scores"])
+    within, scores = (
+        share_of(options["within"], "--within", "the part of the gain that may be lost, such as 5%"),
+        load_scores(options["scores"]),
+    )
     parts = _parts(scores, options["of"])
     note(f"gain curve of {options['tuned']} over {options['model']} on {options['data']}, by {scores.criterion}")
     quiet_libraries()
@@ -136,16 +140,6 @@ def _next(options: dict[str, Any], result: Any) -> str:
     for one in options["columns"] or ():
         words += ["--column", one]
     return f"policy: {result.policy}\ntry it: {shlex.join(words)}"
-
-
-def _part(text: str) -> float:
-    try:
-        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
-    except ValueError as error:
-        raise BadInput(f"--within {text}: expected the part of the gain that may be lost, such as 5%.") from error
-    if not 0 < value < 1:
-        raise BadInput(f"--within {text}: expected a part between 0% and 100%, such as 5%.")
-    return value
 
 
 def _parts(scores: Any, of: str) -> list[float]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from keylayers.cli.options import share as share_of
 from keylayers.cli.terminal import quiet_libraries, say, table
 from keylayers.errors import BadInput
 
@@ -46,7 +47,7 @@ def show_agreement(
         raise BadInput(f"compare needs two or more score files, found {len(paths)} in {', '.join(map(str, files))}.")
     scores = [load_scores(path) for path in paths]
     labels = _labels(paths)
-    share = _share(top)
+    share = share_of(top, "--top", "a share such as 75% or 0.75")
     table = agreements(scores, share, acted=acted, labels=labels)  # type: ignore[arg-type]
     if len(scores) == 2:
         say(str(agreement(scores[0], scores[1], share, acted=acted, labels=(labels[0], labels[1]))))  # type: ignore[arg-type]
@@ -113,13 +114,3 @@ def _labels(paths: list[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [f"{index}: {path}" for index, path in enumerate(paths)]
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
-    except ValueError as error:
-        raise BadInput(f"--top {text}: expected a share such as 75% or 0.75.") from error
-    if not 0 < share < 1:
-        raise BadInput(f"--top {text}: expected a share between 0% and 100%.")
-    return share

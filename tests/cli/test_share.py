@@ -84,7 +84,10 @@ def test_shares_are_counted_in_what_is_asked(cli, scored, words, of, counted):
 
 BAD = {
     "part": ({"--within": "all"}, "--within all: expected the part of the gain that may be lost, such as 5%"),
-    "no part": ({"--within": "0%"}, "--within 0%: expected a part between 0% and 100%"),
+    "no part": (
+        {"--within": "0%"},
+        "--within 0%: expected the part of the gain that may be lost, such as 5%, between 0% and 100%",
+    ),
     "unit": ({"--of": "lorra"}, "'lorra'; did you mean 'lora'"),
     "tuned": ({"--tuned": "nowhere/at/all"}, "no folder 'nowhere/at/all'"),
     "untuned": ({"--tuned": "base"}, "equal tensors: nothing was tuned"),

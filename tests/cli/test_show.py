@@ -64,7 +64,10 @@ def test_a_share_is_written_either_way(cli, files, top):
     [
         (["a.json"], "compare needs two or more score files, found 1"),
         (["a.json", "b.json", "--top", "many"], "--top many: expected a share such as 75% or 0.75"),
-        (["a.json", "b.json", "--top", "150%"], "--top 150%: expected a share between 0% and 100%"),
+        (
+            ["a.json", "b.json", "--top", "150%"],
+            "--top 150%: expected a share such as 75% or 0.75, between 0% and 100%",
+        ),
         (["a.json", "b.json", "--acted", "middle"], "middle"),
         (["a.json", "other.json"], "layers"),
         (["a.json", "nowhere.json"], "nowhere.json: cannot be read (No such file"),
