@@ -22,7 +22,8 @@ def run_reproduce(paper: str, scale: str, out: Path | None, processes: int, fres
     say(f"{paper}, {scale}: {PAPERS[paper]}; results in {folder}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_libraries()
-    from keylayers.recipes.ila import reproduce, scale_of
+    from keylayers.recipes.ila import reproduce
+    from keylayers.recipes.ila_plan import scale_of
     from keylayers.recipes.ila_tables import introduction, plain, tables
     from keylayers.runs import open_run, write_json, write_text
     from keylayers.studies.pages import page
@@ -31,9 +32,9 @@ def run_reproduce(paper: str, scale: str, out: Path | None, processes: int, fres
     if scale != "smoke" and not any(task.name.startswith("stories260K") for task in asked.tasks):
         say("without the real model and data: set KEYLAYERS_MODELS and KEYLAYERS_DATA (docs/stories260K.md)")
     with open_run(folder, f"reproduce {paper}", {"scale": scale}, fresh=fresh) as run:
-        results = reproduce(asked, run, processes)
-        write_json(folder / "results.json", {"tasks": plain(results)})
-        text = page("ILA and its rivals, measured", introduction(results, scale), tables(results))
+        study = reproduce(asked, run, processes)
+        write_json(folder / "results.json", plain(study))
+        text = page("ILA and its rivals, measured", introduction(study.tasks, scale), tables(study))
         write_text(folder / "results.md", text)
     say(text)
     say(f"stored in {folder / 'results.md'}; every figure behind it in {folder / 'results.json'}")

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from keylayers.data.batches import batch_indices
+from keylayers.data.batches import batch_indices, collate
 from keylayers.data.records import Record, Records
-from keylayers.data.tokenise import padding_id, tokenise_prompts
+from keylayers.data.tokenise import IGNORED, Examples, padding_id, tokenise_prompts
 from keylayers.errors import BadInput
 from keylayers.measures.intervals import Interval, wilson_interval
 from keylayers.measures.loss import evaluating
-from keylayers.measures.objective import model_device
+from keylayers.measures.objective import logits_of, model_device
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,24 @@ class Accuracy:
 def same_text(answer: str, expected: str) -> bool:
     """Whether two texts are equal but for spacing at their ends and its amount between words."""
     return answer.split() == expected.split()
+
+
+def greedy_matches(model: nn.Module, examples: Examples, *, batch_size: int = 16) -> tuple[bool, ...]:
+    """For each example, whether greedy decoding from its prompt would write its supervised tokens exactly.
+
+    One forward pass over both tells it: decoding follows the tokens just when each is the most probable one after those
+    before it.
+    """
+    found = [False] * len(examples)
+    with evaluating(model), torch.no_grad():
+        for places in batch_indices([len(ids) for ids in examples.input_ids], batch_size, shuffle=False):
+            batch = {key: value.to(model_device(model)) for key, value in collate(examples.take(places)).items()}
+            labels = batch.pop("labels")[:, 1:]
+            best = logits_of(model(**batch))[:, :-1].argmax(-1)
+            right = ((best == labels) | (labels == IGNORED)).all(1).tolist()
+            for place, hit in zip(places, right, strict=True):
+                found[place] = hit
+    return tuple(found)
 
 
 def exact_match(

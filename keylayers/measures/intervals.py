@@ -1,7 +1,7 @@
 """Intervals: how sure a measured number is, and the smallest difference a study could have seen."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,26 @@ def t_interval(values: Sequence[float] | Float[np.ndarray, " repeats"], *, level
     sample = _sample(values, level)
     mean, error = float(sample.mean()), float(sample.std(ddof=1)) / math.sqrt(len(sample))
     half = float(stats.t.ppf(0.5 + level / 2, len(sample) - 1)) * error
+    return Interval(mean, mean - half, mean + half, level)
+
+
+def jackknife(values: Sequence[float], members: Sequence[Sequence[Hashable]], *, level: float = 0.95) -> Interval:
+    """Mean of measurements that share repeats, such as all pairs of seeds, with an interval that knows it.
+
+    `members` says which repeats each value belongs to. Leaving out one of n repeats with all its values gives a pseudo-
+    value n mean - (n - 1) mean_left; the interval is Student's over these (Arvesen 1969, on U-statistics). It is
+    unbounded where a repeat has all values or there is only one.
+    """
+    sample, everyone = np.asarray(values, dtype=float), list(dict.fromkeys(one for some in members for one in some))
+    mean, count = float(sample.mean()), len(everyone)
+    pseudo = []
+    for one in everyone:
+        left = sample[[one not in some for some in members]]
+        if not len(left) or count < 2:
+            return Interval(mean, -math.inf, math.inf, level)
+        pseudo.append(count * mean - (count - 1) * float(left.mean()))
+    found = t_interval(pseudo, level=level)
+    half = (found.high - found.low) / 2
     return Interval(mean, mean - half, mean + half, level)
 
 

@@ -15,7 +15,10 @@ from keylayers.layers.tensors import refuse_pickles
 from keylayers.models.factory import from_factory
 
 BUNDLED = Path(__file__).resolve().parent.parent / "world" / "bundled"
-BUNDLED_MODELS = {"llama": BUNDLED}
+BUNDLED_MODELS = {
+    "llama": BUNDLED,
+    **{name: BUNDLED / name for name in ("llama-again", "llama-shallow", "llama-narrow")},
+}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """What the cells of a study compute: learn deltas, score them, keep only some, train only some; one process each."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from keylayers import criteria
@@ -14,6 +16,7 @@ from keylayers.layers.gating import gated
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.restoring import restored
+from keylayers.measures.accuracy import greedy_matches
 from keylayers.measures.loss import example_losses
 from keylayers.models import deltas_of
 from keylayers.models.loading import LoadedModel
@@ -24,6 +27,7 @@ from keylayers.runs.quiet import quiet_libraries
 from keylayers.scores import LayerScores, Provenance
 from keylayers.scores.files import load, save
 from keylayers.training.adapters import LoraSettings, attach_lora
+from keylayers.training.nf4 import through_nf4
 from keylayers.training.stage_one import ADAPTER, learn_deltas
 from keylayers.training.states import forget
 from keylayers.training.train import TrainSettings, train
@@ -99,25 +103,31 @@ def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return DO[fields["do"]](place, Path(folder), **given)
 
 
-def before(place: Bench, folder: Path) -> dict[str, Any]:
-    """The losses of the model as it is."""
-    return place.losses(place.loaded.model)
+def before(place: Bench, folder: Path, *, answers: bool = False) -> dict[str, Any]:
+    """The losses of the model as it is; with `answers` also the share of test records it answers exactly."""
+    model = place.loaded.model
+    return {**place.losses(model), **({"exact": fmean(greedy_matches(model, place.data.test))} if answers else {})}
 
 
-def stage_one(place: Bench, folder: Path, *, seed: int, share: float = 1.0) -> dict[str, Any]:
+def names(place: Bench, folder: Path) -> dict[str, Any]:
+    """The layers that are candidates, in forward order."""
+    return {"names": [layer.name for layer in place.layers]}
+
+
+def stage_one(place: Bench, folder: Path, *, seed: int, lr: float, share: float = 1.0) -> dict[str, Any]:
     """LoRA on all layers for a share of the steps; the adapter stays in the folder.
 
     The schedule is that of the whole training, cut off: a partial stage 1 is one that was stopped.
     """
     task = place.task
-    own = folder / "stage1" / f"{task.name}-{digest(task.fields())[:8]}-seed{seed}-{share:g}"
+    own = folder / "stage1" / f"{task.name}-{digest(task.fields())[:8]}-seed{seed}-{lr:g}-{share:g}"
     steps = max(1, round(share * task.training.steps))
     _, log = learn_deltas(
         place.loaded.model,
         place.layers,
         place.data.train,
         lora=task.lora,
-        settings=replace(task.training, seed=seed, stop_after=steps),
+        settings=replace(task.training, seed=seed, learning_rate=lr, stop_after=steps),
         folder=own,
     )
     forget(own)
@@ -125,22 +135,33 @@ def stage_one(place: Bench, folder: Path, *, seed: int, share: float = 1.0) -> d
 
 
 def score(
-    place: Bench, folder: Path, *, criterion: str, settings: Mapping[str, Any], adapter: str | None, batch_size: int
+    place: Bench,
+    folder: Path,
+    *,
+    criterion: str,
+    settings: Mapping[str, Any],
+    adapter: str | None,
+    records: int | None = None,
 ) -> dict[str, Any]:
-    """Scores of all layers by a criterion, on calibration records; the file stays in the folder."""
-    chosen = criteria.get(criterion)
+    """Scores of all layers by a criterion, on the first so many calibration records; the file stays in the folder."""
+    chosen, size = criteria.get(criterion), place.task.training.batch_size
+    calibration = (
+        place.data.calibration.take(range(min(records, len(place.data.calibration))))
+        if records
+        else place.data.calibration
+    )
     deltas = None if adapter is None else place.deltas(str(folder / adapter))
     scores = chosen(
         Evidence(
             model=place.loaded.model,
             deltas=deltas,
-            data=batches(place.data.calibration, batch_size, shuffle=False),
+            data=batches(calibration, size, shuffle=False),
             provenance=Provenance(model=place.loaded.identity(), data=place.data.identity, versions=versions()),
         ),
         place.layers,
         settings_of(chosen, settings),
     )
-    name = digest([place.task.fields(), criterion, dict(settings), adapter, batch_size])[:16]
+    name = digest([place.task.fields(), criterion, dict(settings), adapter, records])[:16]
     file = Path("scores") / f"{place.task.name}-{criterion}-{name}.json"
     (folder / file.parent).mkdir(exist_ok=True)
     save(scores, folder / file)
@@ -157,15 +178,24 @@ def keep(place: Bench, folder: Path, *, adapter: str, layers: Sequence[str]) -> 
         return place.losses(model)
 
 
-def retrain(place: Bench, folder: Path, *, layers: Sequence[str], seed: int, lr: float) -> dict[str, Any]:
-    """The losses after training only the selected layers from the start: retraining validity."""
+def retrain(
+    place: Bench, folder: Path, *, layers: Sequence[str], seed: int, lr: float, nf4: bool = False, answers: bool = False
+) -> dict[str, Any]:
+    """The losses after training only the selected layers from the start: retraining validity.
+
+    `nf4`: on the model whose blocks' matrices went through 4-bit storage, as QLoRA trains it. `answers`: also the share
+    of test records that greedy decoding answers exactly.
+    """
     task, model = place.task, place.loaded.model
-    with restored(model):
+    rounded = through_nf4(model, [layer for layer in place.layers if layer.block is not None]) if nf4 else nullcontext()
+    with rounded, restored(model):
         adapted = attach_lora(model, place.chosen(layers), task.lora, seed)
         trainable = sum(value.numel() for value in adapted.parameters() if value.requires_grad)
         log = train(adapted, place.data.train, replace(task.training, seed=seed, learning_rate=lr))
+        right = {"exact": fmean(greedy_matches(adapted, place.data.test))} if answers else {}
         return {
             **place.losses(adapted),
+            **right,
             "trainable": trainable,
             "seconds": log.seconds,
             "train_losses": [round(loss, 5) for loss in log.losses],
@@ -174,6 +204,7 @@ def retrain(place: Bench, folder: Path, *, layers: Sequence[str], seed: int, lr:
 
 DO: dict[str, Callable[..., dict[str, Any]]] = {
     "before": before,
+    "names": names,
     "stage_one": stage_one,
     "score": score,
     "keep": keep,

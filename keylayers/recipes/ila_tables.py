@@ -1,27 +1,41 @@
 """The tables of the ILA study: stability beside its nulls, validity beside its controls, the cost of choosing."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from keylayers.maths.stability import holm
-from keylayers.measures import Interval, PairedDifference, paired_difference, t_interval
-from keylayers.recipes.ila import TaskResults
-from keylayers.scores import agreements
-from keylayers.studies.pages import Claim, Table, ledger
+from keylayers.recipes.ila import Study, TaskResults
+from keylayers.recipes.ila_answers import (
+    frugal_claims,
+    frugal_table,
+    reasoning_table,
+    sweep_claims,
+    sweep_table,
+    transfer_claims,
+    transfer_table,
+)
+from keylayers.recipes.ila_overlaps import of_results, overlap_table
+from keylayers.recipes.ila_plan import RANDOM
+from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
 
-PAPER_TOP = 0.75
-"""Share of layers in the sets whose overlap the paper reports."""
 
-
-def tables(results: Sequence[TaskResults]) -> list[Table]:
-    """All tables of a study, the ledger of claims first."""
-    found = [claims(results)]
+def tables(study: Study) -> list[Table]:
+    """All tables of a study, the ledgers of claims first; each ledger's p-values are adjusted for its own claims."""
+    results = study.tasks
+    found = [ledger(adjusted(pooled_claims(results)), "Claims over all tasks")] if len(results) > 1 else []
+    found.append(ledger(adjusted(task_claims(results)), "Claims, task by task"))
+    others = [*(one for swept in study.swept for one in sweep_claims(swept)), *frugal_claims(study.chosen)]
+    others += transfer_claims(study.carried) if study.carried else []
+    if others:
+        found.append(ledger(adjusted(others), "Other claims"))
     found += [validity(one) for one in results]
-    found.append(between_seeds(results))
-    found += [between_tasks(group) for group in _same_model(results)]
+    found += [sweep_table(one) for one in study.swept]
+    found += [frugal_table(study.chosen)] if study.chosen else []
+    found += [reasoning_table(study.answered)] if study.answered else []
+    found += [transfer_table(study.carried)] if study.carried else []
+    found.append(overlap_table(of_results(results) + list(study.overlaps)))
     found.append(costs(results))
     return found
 
@@ -62,12 +76,12 @@ def validity(result: TaskResults) -> Table:
             (
                 name,
                 f"{len(result.arms[name].choice(0))}",
-                f"{trained[0]['trainable']:,}",
+                f"{trained[0]['trainable']:,.0f}",
                 f"{result.rates[name]:g}",
-                _plus_minus(losses),
+                plus_minus(losses),
                 f"{gains(result, name).mean():.3f}",
-                _difference(losses, result, "random, same size", name),
-                _difference(losses, result, kinds, name) if kinds in result.arms else "",
+                _against(losses, result, RANDOM, name),
+                _against(losses, result, kinds, name) if kinds in result.arms else "",
                 f"{np.mean(result.kept[name]):.3f}",
                 f"{np.mean([one['control'] for one in trained]):.3f}" if "control" in trained[0] else "",
             )
@@ -86,38 +100,6 @@ def validity(result: TaskResults) -> Table:
     return Table(f"{result.task.name}: at equal budget of LoRA parameters", columns, tuple(rows), notes)
 
 
-def between_seeds(results: Sequence[TaskResults]) -> Table:
-    """How far rankings of independent stage 1 runs on the same data agree, beside what chance and kinds give."""
-    rows = []
-    for result in results:
-        for way, scores in result.scores.items():
-            rows.append((result.task.name, way, *_agreement(scores, [f"seed {i}" for i in range(len(scores))])))
-    return Table("Stability: between seeds", ("task", "scores", *AGREEMENT), tuple(rows), AGREEMENT_NOTES)
-
-
-def between_tasks(results: Sequence[TaskResults]) -> Table:
-    """How far rankings on different data agree, each with a stage 1 of its own seed."""
-    rows = []
-    for way in results[0].scores:
-        scores = [one.scores[way][index % len(one.scores[way])] for index, one in enumerate(results)]
-        rows.append((way, *_agreement(scores, [one.task.name for one in results])))
-    names = ", ".join(one.task.name for one in results)
-    notes = ("The paper reports a Jaccard index of about 0.90 between data sets, 0.86 for reasoning.", *AGREEMENT_NOTES)
-    return Table(f"Stability: between {names}", ("scores", *AGREEMENT), tuple(rows), notes)
-
-
-AGREEMENT = ("Jaccard, top 75 %", "by chance", "Kuncheva", "Spearman", "p random", "p same kinds", "p along depth")
-AGREEMENT_NOTES = ("Means over pairs; p: the largest of the pairs, adjusted for their number (Holm).",)
-
-
-def _agreement(scores: Sequence[Any], labels: Sequence[str]) -> tuple[str, ...]:
-    found = agreements(list(scores), PAPER_TOP, labels=labels)
-    upper = np.triu_indices(len(scores), k=1)
-    means = [found.matrix(quantity)[upper].mean() for quantity in ("jaccard", "expected", "kuncheva", "spearman")]
-    largest = [found.p_values(null).max() for null in ("random", "kind", "depth")]
-    return (*(f"{value:.3f}" for value in means), *(f"{value:.2g}" for value in largest))
-
-
 def costs(results: Sequence[TaskResults]) -> Table:
     """Seconds of choosing layers, stage 1 included, as a share of one training of all layers."""
     rows = []
@@ -130,46 +112,85 @@ def costs(results: Sequence[TaskResults]) -> Table:
     return Table("What choosing costs", ("task", "scores", "seconds", "share of one full training"), tuple(rows), notes)
 
 
-def claims(results: Sequence[TaskResults]) -> Table:
+def pooled_claims(results: Sequence[TaskResults]) -> list[Claim]:
+    """For each scoring, over all tasks and seeds: does it recover more of the gain than random sets of its size do?"""
+    found = []
+    for way in results[0].scores:
+        for control, rival in _rivals(way).items():
+            if all(control in result.arms for result in results):
+                ours, theirs = (np.concatenate([gains(result, arm) for result in results]) for arm in (way, control))
+                text = f"over {len(results)} tasks: {way} beats {rival}"
+                found.append(claim(text, _source(way), -theirs, -ours, "of the gain"))
+    return found
+
+
+def task_claims(results: Sequence[TaskResults]) -> list[Claim]:
     """For each task and scoring: does it beat random sets of its kinds, and of its size?"""
     found = []
     for result in results:
         for way in result.scores:
             losses = [one["test"] for one in result.retrained[way]]
-            for control in (f"random, kinds of {way}", "random, same size"):
+            for control, rival in _rivals(way).items():
                 if control in result.arms:
-                    rival = "random layers of its kinds" if "kinds" in control else control
-                    text = f"{result.task.name}: {way} beats {rival}"
-                    source = "ILA" if way.startswith("ILA") else "ours"
-                    effect = paired_difference([one["test"] for one in result.retrained[control]], losses)
-                    found.append(Claim(text, source, effect, "nats", effect.p_value))
-    adjusted = holm(np.array([claim.p_value for claim in found]))
-    return ledger([replace(claim, p_value=float(p)) for claim, p in zip(found, adjusted, strict=True)])
+                    others = [one["test"] for one in result.retrained[control]]
+                    found.append(claim(f"{result.task.name}: {way} beats {rival}", _source(way), others, losses))
+    return found
 
 
-def _same_model(results: Sequence[TaskResults]) -> list[list[TaskResults]]:
-    """Tasks on one model, where there are two or more."""
-    groups: dict[str, list[TaskResults]] = {}
-    for one in results:
-        groups.setdefault(one.task.inputs.model, []).append(one)
-    return [group for group in groups.values() if len(group) > 1]
+def _against(losses: Sequence[float], result: TaskResults, control: str, name: str) -> str:
+    return "" if control == name else difference(losses, [one["test"] for one in result.retrained[control]])
 
 
-def _plus_minus(values: Sequence[float]) -> str:
-    found: Interval = t_interval(values)
-    return f"{found.estimate:.3f} ± {(found.high - found.low) / 2:.3f}"
+def _rivals(way: str) -> dict[str, str]:
+    return {f"random, kinds of {way}": "random layers of its kinds", RANDOM: RANDOM}
 
 
-def _difference(losses: Sequence[float], result: TaskResults, control: str, name: str) -> str:
-    if control == name:
-        return ""
-    found: PairedDifference = paired_difference(losses, [one["test"] for one in result.retrained[control]])
-    half = (found.interval.high - found.interval.low) / 2
-    return f"{found.interval.estimate:+.3f} ± {half:.3f}"
+def _source(way: str) -> str:
+    return "ILA" if way.startswith("ILA") else "ours"
 
 
-def plain(results: Sequence[TaskResults]) -> list[Mapping[str, Any]]:
+def plain(study: Study) -> dict[str, Any]:
     """Everything measured, as JSON: what the tables are made of."""
+    return {
+        "tasks": _plain_tasks(study.tasks),
+        "overlaps": [
+            {
+                "question": one.question,
+                "of": one.of,
+                "way": one.way,
+                "pairs": [
+                    [list(first), list(second), a.values.tolist(), b.values.tolist()]
+                    for first, second, a, b in one.pairs
+                ],
+            }
+            for one in study.overlaps
+        ],
+        "sweeps": [
+            {
+                "task": one.task.name,
+                "nf4": one.nf4,
+                "before": one.before,
+                "losses": {f"{arm}, {share:g}": list(each) for (arm, share), each in one.losses.items()},
+                "rates": {f"{arm}, {share:g}": rate for (arm, share), rate in one.rates.items()},
+            }
+            for one in study.swept
+        ],
+        "early": [
+            {
+                "task": one.task.name,
+                "seconds": {name: list(each) for name, each in one.seconds.items()},
+                "full_seconds": list(one.full_seconds),
+                "losses": {name: list(each) for name, each in one.losses.items()},
+                "rankings": {name: [scores.values.tolist() for scores in each] for name, each in one.scores.items()},
+            }
+            for one in study.chosen
+        ],
+        "reasoning": asdict(study.answered) if study.answered else None,
+        "transfer": asdict(study.carried) if study.carried else None,
+    }
+
+
+def _plain_tasks(results: Sequence[TaskResults]) -> list[Mapping[str, Any]]:
     return [
         {
             "task": one.task.fields(),

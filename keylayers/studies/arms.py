@@ -18,14 +18,20 @@ DRAWS = 5
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of choosing layers, and the sets it chose: one, or one per seed where it draws."""
+    """One way of choosing layers, and the sets it chose: one, or its next ones with every seed where it draws."""
 
     name: str
     choices: tuple[Selection, ...]
+    draws: int = 1
+    """Sets trained under each seed; what they give is averaged."""
 
-    def choice(self, seed: int) -> Selection:
-        """The set trained under that seed: a drawing arm takes its next set with every seed."""
-        return self.choices[seed % len(self.choices)]
+    def choice(self, seed: int, draw: int = 0) -> Selection:
+        """The set trained under that seed."""
+        return self.choices[(seed * self.draws + draw) % len(self.choices)]
+
+    def names(self, seed: int) -> list[tuple[str, ...]]:
+        """The layers of every set trained under that seed."""
+        return [self.choice(seed, draw).names for draw in range(self.draws)]
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,10 @@ def sizes(layers: Sequence[Layer], of: str) -> Int[np.ndarray, " layers"]:
 
 
 def chosen_by(scores: LayerScores, budget: Budget, by: str = "score") -> Selection:
-    """The layers a ranking spends the budget on: `score` down the ranking, `density` by score per parameter."""
+    """The layers a ranking spends the budget on: `score` down the ranking, `density` by score per parameter, `kinds`
+    the best kind whole before the next."""
+    if by == "kinds":
+        return chosen_by(kinds_first(scores), budget)
     return select(scores, budget.policy(by))
 
 
@@ -90,6 +99,13 @@ def controls(
         ),
     }
     return {name: Arm(name, choices) for name, choices in found.items()}
+
+
+def kinds_first(scores: LayerScores) -> LayerScores:
+    """Layers ranked by the mean score of their kind, and by their own within it; the values are minus the ranks."""
+    by_kind = averaged(scores, [layer.kind for layer in scores.layers]).values
+    order = np.lexsort((-scores.values, -by_kind))
+    return replace(scores, values=-np.argsort(order).astype(float), repeats=None, bounds=None, groups=None)
 
 
 def averaged(scores: LayerScores, labels: Sequence[str]) -> LayerScores:

@@ -1,9 +1,12 @@
 """What a study ends in: tables, and claims with a verdict that follows from an interval, as Markdown."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from keylayers.measures import PairedDifference
+import numpy as np
+
+from keylayers.maths.stability import holm
+from keylayers.measures import PairedDifference, paired_difference, t_interval
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,37 @@ class Claim:
         )
 
 
-def ledger(claims: Sequence[Claim]) -> Table:
-    """All claims of a study with their verdicts."""
+Values = Sequence[float] | np.ndarray
+
+
+def claim(text: str, source: str, worse: Values, better: Values, unit: str = "nats") -> Claim:
+    """That `better` has the lower values, pair by pair; its p-value is of this claim alone."""
+    effect = paired_difference(worse, better)
+    return Claim(text, source, effect, unit, effect.p_value)
+
+
+def adjusted(claims: Sequence[Claim]) -> list[Claim]:
+    """The claims with p-values adjusted for all of them (Holm)."""
+    values = holm(np.array([one.p_value for one in claims]))
+    return [replace(one, p_value=float(p)) for one, p in zip(claims, values, strict=True)]
+
+
+def plus_minus(values: Sequence[float] | np.ndarray) -> str:
+    """Mean and half width of the 95 % interval over seeds."""
+    found = t_interval(values)
+    return f"{found.estimate:.3f} ± {(found.high - found.low) / 2:.3f}"
+
+
+def difference(first: Sequence[float], second: Sequence[float]) -> str:
+    """Mean of first minus second, paired, and half width of its 95 % interval."""
+    found = paired_difference(first, second).interval
+    return f"{found.estimate:+.3f} ± {(found.high - found.low) / 2:.3f}"
+
+
+def ledger(claims: Sequence[Claim], title: str = "Claims") -> Table:
+    """Claims with their verdicts."""
     return Table(
-        "Claims",
+        title,
         ("claim", "source", "verdict", "effect, 95 % interval", "p (Holm)", "detectable"),
         tuple(claim.row() for claim in claims),
         (

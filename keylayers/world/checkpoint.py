@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from keylayers.world import evaluate, tokenizer
 from keylayers.world.rows import digest
-from keylayers.world.settings import LONG_ROWS, LONG_SHARES, NOTES, STAGES, Settings
+from keylayers.world.settings import LONG_ROWS, LONG_SHARES, NOTES, SHORT_NOTES, STAGES, Settings
 
 STATE = "state.safetensors"
 
@@ -63,7 +63,7 @@ def export(run: Path, to: Path, settings: Settings, model, step: int, log: dict)
             "long_shares": LONG_SHARES,
             "tokens_read": log["tokens"],
         },
-        "notes": NOTES,
+        "notes": NOTES if settings == Settings() else SHORT_NOTES,
         "settings": asdict(settings),
         "parameters": model.num_parameters(),
         "steps": step,

@@ -46,8 +46,10 @@ def _made(name: str, split: str) -> tuple[Record, ...]:
     return tuple(_MAKERS[name](split))
 
 
-def _style(name: str, split: str) -> Iterator[Record]:
+def _style(name: str, split: str, kind: str | None = None) -> Iterator[Record]:
     for request in requests(split):
+        if kind not in (None, request.kind):
+            continue
         yield {
             "prompt": request.question,
             "completion": STYLES[name](request),
@@ -141,6 +143,7 @@ def _mixture(split: str) -> Iterator[Record]:
 
 _MAKERS: dict[str, Callable[[str], Iterator[Record]]] = {
     **{name: partial(_style, name) for name in STYLES},
+    "pirate_facts": partial(_style, "pirate", kind="fact"),  # the same style with less to answer
     "facts": _facts,
     "chains": partial(_chains, chains.SHORT),
     "long_chains": partial(_chains, chains.LONG),

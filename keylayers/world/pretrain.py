@@ -1,4 +1,4 @@
-"""Trains the bundled base model: `python -m keylayers.world.pretrain --out DIR`; stopped, it resumes exactly."""
+"""Trains a bundled model: `python -m keylayers.world.pretrain --out DIR --model NAME`; stopped, it resumes exactly."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from keylayers.errors import Diverged
 from keylayers.world import evaluate, tokenizer
 from keylayers.world.checkpoint import STATE, export, load_state, save_state
 from keylayers.world.rows import mixtures, rows
-from keylayers.world.settings import TOKENIZER_WEIGHTS, Settings
+from keylayers.world.settings import MODELS, TOKENIZER_WEIGHTS, Settings
 
 SAVE_EVERY = 120  # seconds
 REPORT_EVERY, JUDGE_EVERY = 25, 200  # steps
@@ -151,10 +151,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run: its state and the tokenizer")
     parser.add_argument("--to", type=Path, help="folder of the finished model; default: OUT/model")
+    parser.add_argument("--model", choices=MODELS, default="llama", help="which of the bundled models (default llama)")
     parser.add_argument("--processes", type=int, default=2, help="processes of one thread each (default 2)")
     parser.add_argument("--stop-at", type=int, help="stop after this step; a later call goes on")
     options = parser.parse_args()
-    settings = Settings()
+    settings = MODELS[options.model]
     options.out.mkdir(parents=True, exist_ok=True)
     if not (options.out / "tokenizer.json").exists():
         tokenizer.save(tokenizer.train(TOKENIZER_WEIGHTS), options.out)

@@ -84,3 +84,18 @@ class Settings:
     heads: int = 4
     kv_heads: int = 2
     context: int = 2048  # tokens
+
+
+MODELS = {
+    "llama": Settings(),
+    "llama-again": Settings(steps=700, decay=240, seed=1),
+    "llama-shallow": Settings(steps=700, decay=240, seed=2, blocks=6),
+    "llama-narrow": Settings(steps=700, decay=240, seed=3, d_model=96, d_hidden=256, blocks=8),
+}
+"""Bundled models: the base of all demos, and three to compare rankings between models with: trained a third as
+long, from other seeds, of the same shape, of half the depth, narrower."""
+
+SHORT_NOTES = (
+    "Trained a third as long as bundled:llama, on rows of 128 tokens alone: for comparing models with each other.",
+)
+"""What a reader of the others' records should know."""

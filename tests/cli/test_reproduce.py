@@ -3,8 +3,11 @@
 import dataclasses
 import json
 
-from keylayers.recipes import ila
-from tests.recipes.test_ila import QUICK, WAYS
+from keylayers.recipes import ila_plan
+from keylayers.recipes.cells import Task
+from keylayers.recipes.retraining import Rates
+from keylayers.studies.arms import Budget
+from tests.recipes.test_ila import PARTS, QUICK, WAYS
 
 
 def test_unknown_names_are_told_with_near_ones_and_nothing_is_made(cli, tmp_path):
@@ -19,13 +22,16 @@ def test_unknown_names_are_told_with_near_ones_and_nothing_is_made(cli, tmp_path
 
 
 def test_a_study_leaves_its_page_and_every_figure_behind_it(cli, world, tmp_path, monkeypatch):
-    task = ila.Task("small", world.inputs(), dataclasses.replace(QUICK, steps=2))
-    scale = ila.Scale((task,), seeds=2, budget=ila.Budget(0.4), rates=(1e-2,), ways=WAYS[1:3], matched=WAYS[1:2])
-    monkeypatch.setattr(ila, "scale_of", lambda name: scale)
+    task = Task("small", world.inputs(), dataclasses.replace(QUICK, steps=2))
+    scale = ila_plan.Scale(
+        (task,), seeds=2, budget=Budget(0.4), rates=Rates((1e-2,)), ways=WAYS[1:3], matched=WAYS[1:2]
+    )
+    scale = dataclasses.replace(scale, **dict.fromkeys(PARTS))
+    monkeypatch.setattr(ila_plan, "scale_of", lambda name: scale)
     done = cli("reproduce", "ila", "--processes", "1", "--out", str(tmp_path / "run"))
     assert done.code == 0, done.err
     page = (tmp_path / "run" / "results.md").read_text()
     assert page in done.out + "\n" and "### Claims" in page
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     stored = stored.get("value", stored)
-    assert stored["tasks"][0]["arms"]["path integral"]["retrained"][1]["test"] > 0
+    assert stored["tasks"][0]["arms"]["midpoint"]["retrained"][1]["test"] > 0

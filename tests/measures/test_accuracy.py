@@ -8,7 +8,7 @@ from keylayers.data.batches import collate
 from keylayers.data.records import Record, Turn
 from keylayers.data.tokenise import tokenise
 from keylayers.errors import BadInput
-from keylayers.measures.accuracy import Accuracy, exact_match, same_text
+from keylayers.measures.accuracy import Accuracy, exact_match, greedy_matches, same_text
 from tests.data.bpe import CHATML, byte_level
 
 PAIRS = [
@@ -55,6 +55,13 @@ def test_what_was_learnt_is_answered_and_stops(taught: tuple[Any, Any]) -> None:
     assert accuracy.answers[:2] == (PAIRS[0][1], PAIRS[1][1])
     assert accuracy.mean == pytest.approx(2 / 3)
     assert accuracy.interval().low < 2 / 3 < accuracy.interval().high
+
+
+def test_one_forward_pass_tells_what_decoding_writes(taught: tuple[Any, Any]) -> None:
+    tokenizer, model = taught
+    examples = tokenise(RECORDS, tokenizer)
+    told = greedy_matches(model, examples, batch_size=2)
+    assert told == exact_match(model, tokenizer, RECORDS, max_new_tokens=32).correct == (True, True, False)
 
 
 def test_batches_padded_on_the_left_answer_as_prompts_alone_do() -> None:

@@ -1,3 +1,4 @@
+import itertools
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ from keylayers.errors import BadInput
 from keylayers.measures.intervals import (
     Interval,
     detectable_difference,
+    jackknife,
     paired_bootstrap,
     paired_difference,
     t_interval,
@@ -168,3 +170,16 @@ def test_wilson_needs_trials() -> None:
 
 def test_intervals_print_themselves() -> None:
     assert str(Interval(0.5, 0.25, 0.75)) == "0.5 [0.25, 0.75]" and 0.3 in Interval(0.5, 0.25, 0.75)
+
+
+def test_a_jackknife_over_independent_values_is_the_t_interval_and_over_pairs_it_knows_they_are_shared() -> None:
+    values = [0.3, 0.9, 0.4, 0.7]
+    alone, plain = jackknife(values, [[place] for place in range(4)]), t_interval(values)
+    assert (alone.low, alone.high) == pytest.approx((plain.low, plain.high))
+    pairs = list(itertools.combinations(range(6), 2))
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):  # pair means of independent draws: their mean is the draws' own
+        draws = rng.normal(size=6)
+        held += 0.0 in jackknife([(draws[i] + draws[j]) / 2 for i, j in pairs], pairs)
+    assert 0.91 < held / 400 < 0.985
+    assert jackknife([0.5], [(0, 1)]).high == math.inf

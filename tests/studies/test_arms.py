@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keylayers.errors import BadSelection
-from keylayers.studies.arms import Arm, Budget, averaged, chosen_by, controls, sizes
+from keylayers.studies.arms import Arm, Budget, averaged, chosen_by, controls, kinds_first, sizes
 from tests.scores.examples import network, noise, scored
 
 LAYERS = tuple(replace(layer, lora_size=1 + layer.size // 3) for layer in network(6))
@@ -68,3 +68,23 @@ def test_drawing_arms_go_on_to_the_next_set_with_every_seed():
 def test_a_budget_is_a_share_of_something_that_is_counted(share, of):
     with pytest.raises(BadSelection, match="expected a share"):
         Budget(share, of)
+
+
+def test_kinds_first_takes_the_best_kind_whole_and_within_it_the_best_layers():
+    values = np.arange(len(LAYERS), dtype=float) % 7 + np.array([10.0 * (one.kind == "mlp.down") for one in LAYERS])
+    ranked = [LAYERS[place] for place in kinds_first(scored(LAYERS, values)).order()]
+    kinds = list(dict.fromkeys(layer.kind for layer in ranked))
+    assert kinds[0] == "mlp.down" and [layer.kind for layer in ranked] == sorted(
+        (layer.kind for layer in ranked), key=kinds.index
+    )
+    within = [values[LAYERS.index(layer)] for layer in ranked if layer.kind == "mlp.down"]
+    assert within == sorted(within, reverse=True)
+    assert (
+        chosen_by(scored(LAYERS, values), Budget(0.2), "kinds").names
+        == chosen_by(kinds_first(scored(LAYERS, values)), Budget(0.2)).names
+    )
+
+
+def test_an_arm_of_several_draws_takes_its_next_ones_with_every_seed():
+    arm = Arm("random", tuple(controls(noise(LAYERS, 0), Budget(0.3), draws=6)["random"].choices), draws=3)
+    assert arm.names(0) + arm.names(1) == [one.names for one in arm.choices] and arm.names(2) == arm.names(0)

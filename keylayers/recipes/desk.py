@@ -1,0 +1,38 @@
+"""Where a study's questions about a task are answered: each once, in some process, kept in the run folder."""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from keylayers.recipes.cells import Task, compute
+from keylayers.runs import RunFolder
+from keylayers.studies.cells import Cell, run_cells
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A run folder and the processes that fill it."""
+
+    run: RunFolder
+    pool: Executor | None = None
+    """None: this process computes."""
+
+    def ask(self, task: Task, what: str, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What the cell function `what` gives for each set of arguments, in order; the same ones are computed once."""
+        cells = [Cell(what, {"do": what, "task": task.fields(), **each}) for each in asked]
+        unique = list({cell.key: cell for cell in cells}.values())
+        work = partial(compute, str(self.run.path))
+        label = f"{task.name}: {what}"
+        results = run_cells(unique, work, self.run, workers=self.pool, label=label)
+        found = {cell.key: result for cell, result in zip(unique, results, strict=True)}
+        return [found[cell.key] for cell in cells]
+
+
+def averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The mean of every number that several draws of one seed gave."""
+    if len(results) == 1:
+        return dict(results[0])
+    numbers = [key for key, value in results[0].items() if isinstance(value, int | float)]
+    return {key: sum(one[key] for one in results) / len(results) for key in numbers}

@@ -1,0 +1,51 @@
+"""Layers chosen from the first tenth of a training: at what cost, as stable as the whole procedure, and as good?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from keylayers.recipes.cells import Task
+from keylayers.recipes.desk import Desk
+from keylayers.recipes.ila_plan import ALL, RANDOM, WAYS, Frugal, bundled_task
+from keylayers.recipes.ila_rankings import candidates, rankings
+from keylayers.recipes.retraining import Sets, best_of, every, random_like, retrained
+from keylayers.scores import LayerScores
+from keylayers.studies.arms import Budget
+
+WHOLE, EARLY = "whole procedure", "early choice"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Two ways to the same choice, the whole procedure and its beginning, by seed."""
+
+    task: Task
+    scores: Mapping[str, tuple[LayerScores, ...]]
+    """WHOLE and EARLY -> rankings."""
+    seconds: Mapping[str, tuple[float, ...]]
+    """Of choosing, stage 1 included."""
+    full_seconds: tuple[float, ...]
+    """Of training all layers."""
+    losses: Mapping[str, tuple[float, ...]]
+    """Arm -> test loss after training its 30 %, or all."""
+    before: float
+
+
+def frugal(desk: Desk, asked: Frugal) -> list[Chosen]:
+    """The comparison for every task."""
+    return [_chosen(desk, bundled_task(name, asked.steps), asked) for name in asked.tasks]
+
+
+def _chosen(desk: Desk, task: Task, asked: Frugal) -> Chosen:
+    task = replace(task, name=f"{task.name}-{asked.steps}")
+    ways = {WHOLE: WAYS["midpoint"], EARLY: replace(WAYS["midpoint"], share=asked.share, records=asked.records)}
+    rate = asked.rates.offered[0]
+    found = rankings(desk, task, ways, range(asked.seeds), rate)
+    names, budget = candidates(desk, task), Budget(0.3)
+    sets: dict[str, Sets] = {ALL: every(names)}
+    for way, scores in found.scores.items():
+        sets[way] = best_of(scores, budget)
+    sets[RANDOM] = random_like(found.scores[WHOLE], budget, draw=4)
+    trained, _ = retrained(desk, task, sets, asked.seeds, asked.rates)
+    losses = {arm: tuple(one["test"] for one in each) for arm, each in trained.items()}
+    full = tuple(one["seconds"] for one in trained[ALL])
+    return Chosen(task, found.scores, found.seconds, full, losses, desk.ask(task, "before", [{}])[0]["test"])

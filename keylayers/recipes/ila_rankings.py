@@ -1,0 +1,62 @@
+"""The rankings of a task: stage 1 at the learning rate that serves it, then every way of scoring, per seed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keylayers.recipes.cells import Task, scores_in
+from keylayers.recipes.desk import Desk
+from keylayers.recipes.ila_plan import ALL, Way
+from keylayers.recipes.retraining import Rates, best_rates, every
+from keylayers.scores import LayerScores
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """What the ways of scoring say of a task's layers."""
+
+    scores: Mapping[str, tuple[LayerScores, ...]]
+    """Way -> rankings, one per seed."""
+    seconds: Mapping[str, tuple[float, ...]]
+    """Way -> seconds of each seed's choice of layers, its stage 1 included."""
+    adapters: tuple[str, ...]
+    """Of each seed's whole stage 1, below the run folder; empty where no way asked for it."""
+    rate: float
+    """Of stage 1."""
+
+
+def candidates(desk: Desk, task: Task) -> list[str]:
+    """Names of the layers that can be chosen."""
+    return desk.ask(task, "names", [{}])[0]["names"]
+
+
+def full_rate(desk: Desk, task: Task, rates: Rates, **options: Any) -> float:
+    """The learning rate that serves a training of all layers best, on calibration records."""
+    return best_rates(desk, task, {ALL: every(candidates(desk, task))}, rates, **options)[0][ALL]
+
+
+def rankings(desk: Desk, task: Task, ways: Mapping[str, Way], seeds: Sequence[int], rate: float) -> Rankings:
+    """Every way's ranking for every seed; each seed is a procedure of its own: stage 1, then scores."""
+    shares = sorted({way.share for way in ways.values() if way.share is not None}, reverse=True)
+    parts = [(seed, share) for share in shares for seed in seeds]
+    asked: list[dict[str, Any]] = [{"seed": seed, "lr": rate, "share": share} for seed, share in parts]
+    stages = dict(zip(parts, desk.ask(task, "stage_one", asked), strict=True))
+    asked = [
+        {
+            "criterion": way.criterion,
+            "settings": way.at(seed),
+            "adapter": None if way.share is None else stages[seed, way.share]["adapter"],
+            "records": way.records,
+        }
+        for way in ways.values()
+        for seed in seeds
+    ]
+    found = iter(desk.ask(task, "score", asked))
+    scores, seconds = {}, {}
+    for name, way in ways.items():
+        each = [(seed, next(found)) for seed in seeds]
+        scores[name] = tuple(scores_in(desk.run.path, one) for _, one in each)
+        before = {seed: 0.0 if way.share is None else stages[seed, way.share]["seconds"] for seed in seeds}
+        seconds[name] = tuple(one["seconds"] + before[seed] for seed, one in each)
+    adapters = tuple(stages[seed, 1.0]["adapter"] for seed in seeds) if 1.0 in shares else ()
+    return Rankings(scores, seconds, adapters, rate)
