@@ -3,10 +3,16 @@
 import sys
 from pathlib import Path
 
-from benchmarks import stage_two
+from benchmarks import ablation, cka, observing, spectrum, stage_two
 from keylayers.runs import machine, note, versions
 
-PARTS = {"Learning gates (ILA, stage 2)": stage_two.table}
+PARTS = {
+    "Learning gates (ILA, stage 2)": stage_two.table,
+    "Ablation sweep": ablation.table,
+    "Singular values (weight-only criteria)": spectrum.table,
+    "CKA of every pair of layers": cka.table,
+    "Criteria of hidden states from one pass": observing.table,
+}
 
 
 def main() -> int:

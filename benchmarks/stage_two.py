@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,20 @@ from keylayers.measures.objective import language_loss
 from keylayers.training.adapters import LoraSettings, attach_lora
 from keylayers.training.memory import peak_bytes, reset_peak
 
-WIDTH, BLOCKS, VOCABULARY, BATCH, LENGTH, RANK = 768, 4, 2048, 8, 256, 8
+VOCABULARY, BATCH, LENGTH, RANK = 2048, 8, 256, 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a random Llama."""
+
+    width: int = 768
+    blocks: int = 4
+    heads: int = 12
+    kv_heads: int = 4
+
+
+SHAPE = Shape()
 LIMITS = {"stage 2, LoRA deltas": 1.2, "stage 2, full deltas": 1.6}
 """Most that a step may cost, in bare steps."""
 BARE, STAGE_ONE = "bare forward + activation backward", "stage 1, LoRA on all layers (peft)"
@@ -27,25 +41,25 @@ Step = Callable[[], None]
 _OPEN = ExitStack()  # what the steps work in, kept open as long as the process runs
 
 
-def make_model() -> nn.Module:
-    """A random Llama with the shapes of a 0.1-0.3 B model, few blocks; the ratios hardly depend on depth."""
+def make_model(shape: Shape = SHAPE) -> nn.Module:
+    """A random Llama, by default with the shapes of a 0.1-0.3 B model in few blocks."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        hidden_size=WIDTH,
-        intermediate_size=2048,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=12,
-        num_key_value_heads=4,
+        hidden_size=shape.width,
+        intermediate_size=shape.width * 8 // 3,
+        num_hidden_layers=shape.blocks,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
         vocab_size=VOCABULARY,
     )
     return LlamaForCausalLM(config).eval()
 
 
-def make_step(kind: str) -> Step:
+def make_step(kind: str, shape: Shape = SHAPE) -> Step:
     """One step of that kind, ready to be repeated: its model, deltas and optimiser made once."""
-    model = make_model()
+    model = make_model(shape)
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(0, VOCABULARY, (BATCH, LENGTH), generator=generator)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
@@ -142,7 +156,7 @@ def table() -> tuple[list[str], bool]:
     """Markdown lines, and whether every limit holds."""
     rows = measure()
     lines = [
-        f"Llama shape: width {WIDTH}, {BLOCKS} blocks, {BATCH} x {LENGTH} tokens, rank {RANK}, fp32.",
+        f"Llama shape: width {SHAPE.width}, {SHAPE.blocks} blocks, {BATCH} x {LENGTH} tokens, rank {RANK}, fp32.",
         "",
         "| step | seconds | of the bare step (min, max) | allowed | memory a step adds, MiB |",
         "|---|---|---|---|---|",

@@ -54,6 +54,13 @@ def score(
             help="A tuned checkpoint, a peft adapter or an earlier scoring run; without it, stage 1 trains LoRA."
         ),
     ] = None,
+    sibling: Annotated[
+        str | None, typer.Option(help="A second model of the same family, such as the tuned one itself.")
+    ] = None,
+    measure: Annotated[
+        str,
+        typer.Option(help="What ablation and shapley compare: loss, tokens or answers (wrong ones), or generated."),
+    ] = "loss",
     out: Annotated[Path | None, typer.Option(help="Run folder, or FILE.json for the scores.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="A criterion's setting: KEY=VALUE.")] = None,
     granularity: o.Granularity = "linear",
@@ -276,6 +283,36 @@ def reproduce(
     from keylayers.cli.reproduce import run_reproduce
 
     run_reproduce(paper, scale, out, processes, fresh)
+
+
+@app.command()
+def league(
+    model: o.Model = "bundled:llama",
+    data: Annotated[
+        list[str] | None, typer.Option(help="As for score; repeat for several. Default: bundled:pirate.")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="Shares of what LoRA adds to all layers.")] = "10%,30%",
+    criterion: Annotated[
+        list[str] | None, typer.Option(help="Only entrants of this criterion; repeat for several.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Procedures per entrant, 2 or more.")] = 3,
+    lr: Annotated[list[float] | None, typer.Option(help="Learning rates to choose from; default 1e-2, 3e-2.")] = None,
+    steps: Annotated[int, typer.Option(help="Of every training.")] = 60,
+    batch_size: o.BatchSize = 8,
+    rank: o.Rank = 8,
+    records: o.Records = 1024,
+    held_out: Annotated[int, typer.Option(help="Most calibration and most test records.")] = 96,
+    max_length: o.MaxLength = 192,
+    control: Annotated[str | None, typer.Option(help="Data whose loss tells what is forgotten.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/league.")] = None,
+    processes: Annotated[int, typer.Option(help="Computations side by side.")] = 2,
+    fresh: o.Fresh = False,
+    config: o.Config = None,
+) -> None:
+    """Every criterion, the same question, the same budget: which picks the best layers, and at what cost?"""
+    from keylayers.cli.league import run_league
+
+    run_league(o.given(locals()))
 
 
 @app.command()

@@ -18,7 +18,7 @@ def run_score(names: list[str], options: dict[str, Any]) -> None:
         criteria.check(name)
     inputs, settings = _inputs(options), pairs(options["settings"], "--set")
     _check_settled(options["stop_early"], options["settled"])
-    note(f"scoring {options['model']} on {options['data']} with {', '.join(names)}")
+    note(f"scoring {options['model']} with {', '.join(names)}")
     quiet_libraries()
     from keylayers.recipes.inputs import Inputs
     from keylayers.recipes.score import ScoreRequest, score
@@ -36,6 +36,8 @@ def run_score(names: list[str], options: dict[str, Any]) -> None:
         criteria=tuple(dict.fromkeys(names)),
         granularity=options["granularity"],
         tuned=options["tuned"],
+        sibling=options["sibling"],
+        measure=options["measure"],
         settings=settings,
         stage_one=TrainSettings(
             steps=options["steps"], batch_size=options["batch_size"], learning_rate=options["lr"], seed=options["seed"]

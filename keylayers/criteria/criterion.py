@@ -11,9 +11,10 @@ from torch import nn
 
 from keylayers.criteria.work import Counting
 from keylayers.errors import BadInput
-from keylayers.layers.deltas import Deltas
+from keylayers.layers.deltas import Deltas, deltas_from_checkpoints
 from keylayers.layers.layer import Layer
 from keylayers.layers.tensors import TensorSource
+from keylayers.measures.measure import Measure
 from keylayers.measures.objective import Batch, Loss, language_loss, model_device
 from keylayers.scores.checks import checked_layers
 from keylayers.scores.provenance import Provenance
@@ -38,9 +39,11 @@ class Evidence:
     weights: TensorSource | None = None
     deltas: Deltas | None = None
     sibling: nn.Module | None = None
+    """A second model of the same family; without deltas, a tuned version of the model, from which they are made."""
     data: Sequence[Batch] | None = None
     """Collated batches of calibration records, disjoint from what the deltas were trained on and from the test."""
-    measure: Callable[[nn.Module], float] | None = None
+    measure: Measure | None = None
+    """A cost to compare instead of the loss; None: the loss."""
     loss: Loss = language_loss
     granularity: str = "linear"
     """At which the layers were listed."""
@@ -63,6 +66,8 @@ class Criterion:
     summary: str
     work: Counting | None = None
     """How much it computes, for forecasts; None where it does not say."""
+    optional: frozenset[str] = frozenset()
+    """Parts of the evidence that it looks at where they are given."""
 
     def __call__(self, evidence: Evidence, layers: Sequence[Layer], settings: Any = None) -> LayerScores:
         """The scores of the layers; the model is left exactly as it was found.
@@ -76,6 +81,9 @@ class Criterion:
                 f"criterion {self.name!r} takes {self.settings.__name__} as settings, got {type(settings).__name__}."
             )
         layers = checked_layers(layers, BadInput)
+        base, tuned = evidence.model, evidence.sibling
+        if "deltas" in self.needs and evidence.deltas is None and base is not None and tuned is not None:
+            evidence = replace(evidence, deltas=deltas_from_checkpoints(base, tuned, layers))
         self._check(evidence, layers)
         start = time.perf_counter()
         scores = self.compute(evidence, layers, settings)
@@ -104,15 +112,15 @@ def _other_layers(criterion: str, asked: Sequence[Layer], held: Sequence[Layer])
 
 
 def criterion(
-    *needs: str, settings: type, work: Counting | None = None
+    *needs: str, settings: type, work: Counting | None = None, optional: Sequence[str] = ()
 ) -> Callable[[Callable[..., LayerScores]], Criterion]:
     """Declares a function as a criterion of its own name, with what it needs, its settings class and its work."""
-    unknown = set(needs) - NEEDS.keys()
+    unknown = {*needs, *optional} - NEEDS.keys()
     assert not unknown, unknown
 
     def declare(compute: Callable[..., LayerScores]) -> Criterion:
         summary = (inspect.getdoc(compute) or "").split("\n")[0]
-        return Criterion(compute.__name__, compute, frozenset(needs), settings, summary, work)
+        return Criterion(compute.__name__, compute, frozenset(needs), settings, summary, work, frozenset(optional))
 
     return declare
 

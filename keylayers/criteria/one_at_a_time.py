@@ -14,34 +14,38 @@ from keylayers.measures.objective import finite
 
 
 def losses_one_at_a_time(
-    evidence: Evidence, layers: Sequence[Layer], others: float
+    evidence: Evidence, layers: Sequence[Layer], others: float, together: Sequence[Sequence[int]] | None = None
 ) -> tuple[Float[np.ndarray, " batches"], Float[np.ndarray, "batches layers"], list[int]]:
     """Summed loss of each batch with all gates (and the remainder) at `others`; the same with each layer's at the other
-    end; tokens of each batch. Memory: the outputs of all blocks for one batch.
+    end; tokens of each batch. `together` gives, instead of each layer, places of layers whose gates go there at once.
+    Memory: the outputs of all blocks for one batch.
 
     Raises:
         Diverged: if a loss is not finite; names batch and layer.
     """
     assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
     model, deltas = evidence.model, evidence.deltas.held()
+    sets = [(place,) for place in range(len(layers))] if together is None else [tuple(one) for one in together]
     gates = deltas.uniform(others)
-    whole, flipped = np.zeros(len(evidence.data)), np.zeros((len(evidence.data), len(layers)))
+    whole, flipped = np.zeros(len(evidence.data)), np.zeros((len(evidence.data), len(sets)))
     terms = [0] * len(evidence.data)
     with frozen(model), torch.no_grad(), gated(model, deltas, lambda: gates, others):
         for row, batch in enumerate(evidence.data):
             with block_outputs(model) as outputs:
                 value, terms[row] = evidence.loss(model, batch)
             whole[row] = finite(float(value), f"the loss of batch {row} with all gates at {others:g}")
-            for column, layer in enumerate(layers):
-                if not deltas.changes[column]:
+            for column, places in enumerate(sets):
+                changing = [place for place in places if deltas.changes[place]]
+                if not changing:
                     flipped[row, column] = whole[row]
                     continue
-                gates[column] = 1.0 - others
-                with resumed(model, outputs, outputs.start(layer)):
+                gates[changing] = 1.0 - others
+                with resumed(model, outputs, min(outputs.start(layers[place]) for place in changing)):
                     value, _ = evidence.loss(model, batch)
-                what = f"the loss of batch {row} with only the gate of {layer.name} at {1 - others:g}"
+                names = ", ".join(layers[place].name for place in changing)
+                what = f"the loss of batch {row} with only the gate of {names} at {1 - others:g}"
                 flipped[row, column] = finite(float(value), what)
-                gates[column] = others
+                gates[changing] = others
                 if evidence.progress:
-                    evidence.progress(row * len(layers) + column + 1, len(evidence.data) * len(layers), 0.0)
+                    evidence.progress(row * len(sets) + column + 1, len(evidence.data) * len(sets), 0.0)
     return whole, flipped, terms

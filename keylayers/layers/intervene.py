@@ -32,7 +32,7 @@ def replaced(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[nn.Mod
                     f"layer {name!r} returns shape {tuple(hidden.shape)}, but what should replace it has "
                     f"{tuple(new.shape)}; skip only layers whose input and output have one shape."
                 )
-            return _with_first(output, new)
+            return with_first(output, new)
 
         return hook
 
@@ -60,8 +60,8 @@ def _name(layer: Layer | str) -> str:
     return layer if isinstance(layer, str) else layer.name
 
 
-def _with_first(output: object, tensor: Tensor) -> object:
-    """The output with its first tensor exchanged, of the type it had."""
+def with_first(output: object, tensor: Tensor) -> object:
+    """A module's output with its first tensor exchanged, of the type it had."""
     if isinstance(output, Tensor):
         return tensor
     if isinstance(output, dict):  # transformers' ModelOutput

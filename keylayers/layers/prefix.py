@@ -1,12 +1,15 @@
 """Computing a network's lower blocks once: their outputs are kept, and later passes start at a chosen block."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from itertools import count
 
-from torch import nn
+from torch import Tensor, nn
 
+from keylayers.errors import BadInput
 from keylayers.layers.blocks import find_blocks
+from keylayers.layers.capture import first_tensor, hidden_input
+from keylayers.layers.intervene import with_first
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import module_named, uncompiled, walk
 
@@ -28,12 +31,12 @@ class BlockOutputs(dict[int, object]):
 
 
 @contextmanager
-def block_outputs(model: nn.Module) -> Iterator[BlockOutputs]:
-    """Keeps what every block returns in the forward pass inside the block."""
+def block_outputs(model: nn.Module, *, calls: bool = True) -> Iterator[BlockOutputs]:
+    """Keeps what every block returns in the forward pass inside the block; with `calls`, also `below`."""
     outputs = BlockOutputs()
     with ExitStack() as stack:
         stack.enter_context(uncompiled(model))
-        for node in walk(model):
+        for node in walk(model) if calls else ():
 
             def note(module: nn.Module, args: object, name: str = node.name) -> None:
                 if name not in outputs.below:
@@ -60,14 +63,49 @@ def resumed(model: nn.Module, outputs: BlockOutputs, block: int | None) -> Itera
         stack.enter_context(uncompiled(model))
         for index, name in enumerate(find_blocks(model)):
             if (block is None or index < block) and index in outputs:
-                stack.enter_context(_answering(module_named(model, name), outputs[index]))
+                kept = outputs[index]
+                stack.enter_context(_answering(module_named(model, name), lambda *args, kept=kept, **kwargs: kept))
         yield model
 
 
 @contextmanager
-def _answering(module: nn.Module, kept: object) -> Iterator[None]:
+def bypassed(
+    model: nn.Module, outputs: BlockOutputs, added: Mapping[int, Callable[[Tensor], Tensor] | None]
+) -> Iterator[nn.Module]:
+    """The model with some blocks not computed: each hands its input on, plus a function of it where one is given.
+
+    What else a block returns (attention weights, a position bias) is that of the pass that was kept in `outputs`, whose
+    batch must be the same.
+
+    Raises:
+        BadInput: for a block whose output has another shape than its input.
+    """
+    names = find_blocks(model)
+
+    def answer_of(index: int) -> Callable[..., object]:
+        def answer(*args: object, **kwargs: object) -> object:
+            hidden, kept = hidden_input(args, kwargs), outputs[index]
+            if hidden.shape != (shape := first_tensor(kept).shape):
+                raise BadInput(
+                    f"block {names[index]!r} takes shape {tuple(hidden.shape)} and returns {tuple(shape)}, so that it "
+                    "cannot be the identity; leave it out of the layers."
+                )
+            plus = added[index]
+            return with_first(kept, hidden if plus is None else hidden + plus(hidden))
+
+        return answer
+
+    with ExitStack() as stack:
+        stack.enter_context(uncompiled(model))
+        for index in added:
+            stack.enter_context(_answering(module_named(model, names[index]), answer_of(index)))
+        yield model
+
+
+@contextmanager
+def _answering(module: nn.Module, answer: Callable[..., object]) -> Iterator[None]:
     own = module.__dict__.get("forward")  # accelerate and torch.compile put theirs on the instance
-    module.forward = lambda *args, **kwargs: kept  # type: ignore[method-assign]
+    module.forward = answer  # type: ignore[method-assign]
     try:
         yield
     finally:

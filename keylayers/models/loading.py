@@ -68,7 +68,7 @@ def load_model(
         UnknownName: for a bundled name, module or factory that does not exist.
         BadInput: for a folder or hub id without loadable safetensors, or weights that do not fit the network.
     """
-    if _is_factory(source):
+    if is_factory(source):
         return LoadedModel(from_factory(source, weights, allow_pickle), source)
     if weights is not None:
         raise BadInput(f"--weights goes with a factory (package.module:function), but the model is {source!r}.")
@@ -83,7 +83,7 @@ def load_model(
         "trust_remote_code": trust_remote_code,
         "use_safetensors": None if allow_pickle else True,
     }
-    options["dtype"] = (torch.float32 if target == "cpu" else "auto") if dtype == "auto" else _dtype(dtype)
+    options["dtype"] = (torch.float32 if target == "cpu" else "auto") if dtype == "auto" else dtype_named(dtype)
     if four_bit:
         options["quantization_config"] = _nf4(options["dtype"])
     try:
@@ -111,7 +111,7 @@ def load_model(
 
 def load_shape(source: str, *, trust_remote_code: bool = False) -> nn.Module:
     """The network without its weights, on the meta device: enough to list layers of a model of any size."""
-    if _is_factory(source):
+    if is_factory(source):
         with torch.device("meta"):
             return from_factory(source)
     from transformers import AutoConfig
@@ -128,7 +128,8 @@ def load_shape(source: str, *, trust_remote_code: bool = False) -> nn.Module:
     return model.eval()
 
 
-def _is_factory(source: str) -> bool:
+def is_factory(source: str) -> bool:
+    """Whether a source is package.module:function."""
     return ":" in source and not source.startswith("bundled:") and not Path(source).exists()
 
 
@@ -173,7 +174,8 @@ def _model_class(place: str, trust_remote_code: bool) -> Any:
     return getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
 
 
-def _dtype(name: str) -> Any:
+def dtype_named(name: str) -> Any:
+    """torch's dtype of that name. Raises UnknownName."""
     known = ("float32", "bfloat16", "float16", "float64")
     if name not in known:
         raise UnknownName("dtype", name, ("auto", *known))

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -11,88 +11,27 @@ from typing import Any
 from keylayers import criteria
 from keylayers.criteria.criterion import Evidence
 from keylayers.data.batches import batches
-from keylayers.layers.deltas import Deltas
 from keylayers.layers.gating import gated
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.restoring import restored
+from keylayers.layers.tensors import tensors_in_memory
 from keylayers.measures.accuracy import greedy_matches
-from keylayers.measures.loss import example_losses
 from keylayers.models import deltas_of
-from keylayers.models.loading import LoadedModel
-from keylayers.recipes.inputs import Inputs, Prepared, prepare_data
+from keylayers.recipes.bench import Bench, bench
 from keylayers.recipes.score import settings_of
 from keylayers.runs import digest, versions
 from keylayers.runs.quiet import quiet_libraries
-from keylayers.scores import LayerScores, Provenance
+from keylayers.scores import LayerScores, Provenance, Selection, select
 from keylayers.scores.files import load, save
+from keylayers.scores.spreading import spread
 from keylayers.training.adapters import LoraSettings, attach_lora
+from keylayers.training.memory import peak_bytes, reset_peak
 from keylayers.training.nf4 import through_nf4
 from keylayers.training.stage_one import ADAPTER, learn_deltas
 from keylayers.training.states import forget
-from keylayers.training.train import TrainSettings, train
-
-
-@dataclass(frozen=True)
-class Task:
-    """A model, a data set, and how LoRA is trained on it: what every arm of a study shares."""
-
-    name: str
-    inputs: Inputs
-    training: TrainSettings
-    lora: LoraSettings = field(default_factory=LoraSettings)
-    control: str | None = None
-    """Data that has nothing to do with the task: its loss tells what is forgotten."""
-
-    def fields(self) -> dict[str, Any]:
-        """As plain JSON, for a cell."""
-        return asdict(self)
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "Task":
-        """Back from plain JSON."""
-        return cls(
-            fields["name"],
-            Inputs(**fields["inputs"]),
-            TrainSettings(**fields["training"]),
-            LoraSettings(**fields["lora"]),
-            fields["control"],
-        )
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A task made ready in this process: the model is left as it was by every cell."""
-
-    task: Task
-    loaded: LoadedModel
-    layers: tuple[Layer, ...]
-    data: Prepared
-    control: Prepared | None
-
-    def chosen(self, names: Sequence[str]) -> list[Layer]:
-        """The layers of those names, in forward order."""
-        wanted = set(names)
-        return [layer for layer in self.layers if layer.name in wanted]
-
-    def deltas(self, folder: str) -> Deltas:
-        """What a training stored there changed."""
-        return deltas_of(self.loaded.model, folder, self.layers)
-
-    def losses(self, model: Any) -> dict[str, Any]:
-        """Loss on the calibration, test and control records, nats per token."""
-        found = {
-            "calibration": example_losses(model, self.data.calibration).mean,
-            "test": example_losses(model, self.data.test).mean,
-        }
-        if self.control is not None:
-            found["control"] = example_losses(model, self.control.test).mean
-        return found
-
-
-def bench(fields: Mapping[str, Any]) -> Bench:
-    """The task of a cell, loaded once per process."""
-    return _bench(_Hashed(Task.of(fields)))
+from keylayers.training.train import train
+from keylayers.training.turns import by_turns
 
 
 def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,30 +81,37 @@ def score(
     settings: Mapping[str, Any],
     adapter: str | None,
     records: int | None = None,
+    granularity: str | None = None,
 ) -> dict[str, Any]:
-    """Scores of all layers by a criterion, on the first so many calibration records; the file stays in the folder."""
+    """Scores of all layers by a criterion, on the first so many calibration records; the file stays in the folder.
+
+    `granularity`: that the criterion scores at, where it is not that of the candidates; these take the scores of what
+    holds them.
+    """
     chosen, size = criteria.get(criterion), place.task.training.batch_size
-    calibration = (
-        place.data.calibration.take(range(min(records, len(place.data.calibration))))
-        if records
-        else place.data.calibration
+    calibration = place.data.calibration
+    if records is not None:
+        calibration = calibration.take(range(min(records, len(calibration))))
+    scored = place.layers if granularity is None else named_layers(place.loaded.model, granularity)
+    evidence = Evidence(
+        model=place.loaded.model,
+        weights=tensors_in_memory(place.loaded.model, place.loaded.source) if "weights" in chosen.needs else None,
+        deltas=None if adapter is None else deltas_of(place.loaded.model, str(folder / adapter), scored),
+        data=batches(calibration, size, shuffle=False),
+        granularity=granularity or "linear",
+        provenance=Provenance(model=place.loaded.identity(), data=place.data.identity, versions=versions()),
     )
-    deltas = None if adapter is None else place.deltas(str(folder / adapter))
-    scores = chosen(
-        Evidence(
-            model=place.loaded.model,
-            deltas=deltas,
-            data=batches(calibration, size, shuffle=False),
-            provenance=Provenance(model=place.loaded.identity(), data=place.data.identity, versions=versions()),
-        ),
-        place.layers,
-        settings_of(chosen, settings),
-    )
-    name = digest([place.task.fields(), criterion, dict(settings), adapter, records])[:16]
+    reset_peak()
+    before = peak_bytes()
+    scores = chosen(evidence, scored, settings_of(chosen, settings))
+    peak = peak_bytes() - before
+    if granularity is not None:
+        scores = spread(scores, place.layers)
+    name = digest([place.task.fields(), criterion, dict(settings), adapter, records, granularity])[:16]
     file = Path("scores") / f"{place.task.name}-{criterion}-{name}.json"
     (folder / file.parent).mkdir(exist_ok=True)
     save(scores, folder / file)
-    return {"file": str(file), "seconds": scores.provenance.seconds}
+    return {"file": str(file), "seconds": scores.provenance.seconds, "peak": peak}
 
 
 def keep(place: Bench, folder: Path, *, adapter: str, layers: Sequence[str]) -> dict[str, Any]:
@@ -179,19 +125,32 @@ def keep(place: Bench, folder: Path, *, adapter: str, layers: Sequence[str]) -> 
 
 
 def retrain(
-    place: Bench, folder: Path, *, layers: Sequence[str], seed: int, lr: float, nf4: bool = False, answers: bool = False
+    place: Bench,
+    folder: Path,
+    *,
+    layers: Sequence[str],
+    seed: int,
+    lr: float,
+    nf4: bool = False,
+    answers: bool = False,
+    rank: int | None = None,
+    turns: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The losses after training only the selected layers from the start: retraining validity.
 
     `nf4`: on the model whose blocks' matrices went through 4-bit storage, as QLoRA trains it. `answers`: also the share
-    of test records that greedy decoding answers exactly.
+    of test records that greedy decoding answers exactly. `rank`: of the adapters, where not the task's. `turns`: the
+    layers train by turns, `{"every": steps, "policy": one with {turn}}`.
     """
-    task, model = place.task, place.loaded.model
+    task, model, chosen = place.task, place.loaded.model, place.chosen(layers)
+    lora = task.lora if rank is None else LoraSettings(rank, task.lora.alpha * rank / task.lora.rank, task.lora.dropout)
     rounded = through_nf4(model, [layer for layer in place.layers if layer.block is not None]) if nf4 else nullcontext()
     with rounded, restored(model):
-        adapted = attach_lora(model, place.chosen(layers), task.lora, seed)
+        adapted = attach_lora(model, chosen, lora, seed)
         trainable = sum(value.numel() for value in adapted.parameters() if value.requires_grad)
-        log = train(adapted, place.data.train, replace(task.training, seed=seed, learning_rate=lr))
+        hook = None if turns is None else by_turns(adapted, partial(_turn, chosen, turns["policy"]), turns["every"])
+        settings = replace(task.training, seed=seed, learning_rate=lr)
+        log = train(adapted, place.data.train, settings, before_step=hook)
         right = {"exact": fmean(greedy_matches(adapted, place.data.test))} if answers else {}
         return {
             **place.losses(adapted),
@@ -200,6 +159,10 @@ def retrain(
             "seconds": log.seconds,
             "train_losses": [round(loss, 5) for loss in log.losses],
         }
+
+
+def _turn(layers: Sequence[Layer], policy: str, turn: int) -> Selection:
+    return select(layers, policy.replace("{turn}", str(turn)))
 
 
 DO: dict[str, Callable[..., dict[str, Any]]] = {
@@ -215,23 +178,3 @@ DO: dict[str, Callable[..., dict[str, Any]]] = {
 def scores_in(folder: Path, result: Mapping[str, Any]) -> LayerScores:
     """The scores that a `score` cell stored."""
     return load(folder / result["file"])
-
-
-@dataclass(frozen=True)
-class _Hashed:
-    """A task as a key: its settings hold a mapping, which has no hash."""
-
-    task: Task
-
-    def __hash__(self) -> int:
-        return hash(digest(self.task.fields()))
-
-
-@lru_cache(maxsize=2)
-def _bench(key: _Hashed) -> Bench:
-    task = key.task
-    loaded = task.inputs.load_model()
-    control = None
-    if task.control is not None:
-        control = prepare_data(replace(task.inputs, data=task.control, records=1), loaded)
-    return Bench(task, loaded, named_layers(loaded.model, "linear"), prepare_data(task.inputs, loaded), control)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from keylayers.recipes.cells import Task, compute
+from keylayers.recipes.bench import Task
+from keylayers.recipes.cells import compute
 from keylayers.runs import RunFolder
 from keylayers.studies.cells import Cell, run_cells
 

@@ -1,20 +1,19 @@
 """ILA (Shi et al., COLM 2025) and its rivals put to the test: are the layers they choose worth training?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
-from keylayers.recipes.cells import Task
+from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
 from keylayers.recipes.ila_frugal import Chosen, frugal
-from keylayers.recipes.ila_plan import DRAWS, RANDOM, REFERENCE, WAYS, Scale
-from keylayers.recipes.ila_rankings import full_rate, rankings
+from keylayers.recipes.ila_plan import DRAWS, REFERENCE, WAYS, Scale
 from keylayers.recipes.ila_reasoning import Answered, reasoning
 from keylayers.recipes.ila_stability import Overlap, overlaps
 from keylayers.recipes.ila_sweeps import Swept, sweeps
 from keylayers.recipes.ila_transfer import Carried, transfer
-from keylayers.recipes.retraining import retrained
+from keylayers.recipes.rankings import full_rate, rankings
+from keylayers.recipes.retraining import RANDOM, kept, retrained
 from keylayers.runs import RunFolder
 from keylayers.scores import LayerScores, Selection
 from keylayers.studies.arms import Arm, chosen_by, controls
@@ -74,23 +73,11 @@ def _task(task: Task, scale: Scale, desk: Desk) -> TaskResults:
     rate = full_rate(desk, task, scale.rates)
     found = rankings(desk, task, {name: WAYS[name] for name in scale.ways}, seeds, rate)
     arms = arms_of(found.scores, scale)
-    kept = _kept(desk, task, arms, found.adapters)
     sets = {name: arm.names for name, arm in arms.items()}
+    left = kept(desk, task, sets, found.adapters)
     trained, rates = retrained(desk, task, sets, scale.seeds, scale.rates)
     full = tuple(one["seconds"] for one in trained["all"])
-    return TaskResults(task, before, found.scores, found.seconds, full, kept, arms, trained, rates)
-
-
-def _kept(desk: Desk, task: Task, arms: Mapping[str, Arm], adapters: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Arm -> test loss of each seed's tuned model with only the arm's changes, the mean over its draws."""
-    places = [
-        (name, seed, names) for name, arm in arms.items() for seed in range(len(adapters)) for names in arm.names(seed)
-    ]
-    asked = [{"adapter": adapters[seed], "layers": list(names)} for _, seed, names in places]
-    losses: dict[tuple[str, int], list[float]] = {}
-    for (name, seed, _), one in zip(places, desk.ask(task, "keep", asked), strict=True):
-        losses.setdefault((name, seed), []).append(one["test"])
-    return {name: tuple(fmean(losses[name, seed]) for seed in range(len(adapters))) for name in arms}
+    return TaskResults(task, before, found.scores, found.seconds, full, left, arms, trained, rates)
 
 
 def arms_of(scores: Mapping[str, tuple[LayerScores, ...]], scale: Scale) -> dict[str, Arm]:

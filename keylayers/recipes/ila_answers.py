@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from keylayers.recipes.ila_frugal import EARLY, WHOLE, Chosen
-from keylayers.recipes.ila_plan import ALL, RANDOM
 from keylayers.recipes.ila_reasoning import Answered
 from keylayers.recipes.ila_sweeps import Swept
 from keylayers.recipes.ila_transfer import OWN, Carried
+from keylayers.recipes.retraining import ALL, RANDOM
 from keylayers.scores import agreement
 from keylayers.studies.pages import Claim, Table, claim, difference, plus_minus
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from keylayers.recipes.cells import Task
+from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
-from keylayers.recipes.ila_plan import ALL, RANDOM, WAYS, Frugal, bundled_task
-from keylayers.recipes.ila_rankings import candidates, rankings
-from keylayers.recipes.retraining import Sets, best_of, every, random_like, retrained
+from keylayers.recipes.ila_plan import WAYS, Frugal, bundled_task
+from keylayers.recipes.rankings import candidates, rankings
+from keylayers.recipes.retraining import ALL, RANDOM, Sets, best_of, every, random_like, retrained
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget
 

@@ -1,38 +1,15 @@
 """What the ILA study asks: the ways of scoring, the tasks, the arms and how much of each at every scale."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from keylayers.errors import UnknownName
-from keylayers.recipes.cells import Task
+from keylayers.recipes.bench import Task
 from keylayers.recipes.inputs import Inputs
+from keylayers.recipes.rankings import Way
 from keylayers.recipes.retraining import Rates
 from keylayers.studies.arms import Budget
 from keylayers.training.train import TrainSettings
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way of scoring: a criterion, its settings, and how much of stage 1 it looks at."""
-
-    criterion: str
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    share: float | None = 1.0
-    """Of stage 1's steps; None: it needs no stage 1."""
-    by: str = "score"
-    """How the budget is spent: down the ranking, by score per parameter (`density`), or `kinds` first."""
-    records: int | None = None
-    """Calibration records it looks at; None: all."""
-    seeded: bool = True
-    """Whether each procedure gives a criterion that draws its own seed."""
-
-    def at(self, seed: int) -> dict[str, Any]:
-        """The criterion's settings in the procedure of that seed."""
-        drawn = self.seeded and self.criterion in ("learned_mask", "first_step")
-        return {**self.settings, **({"seed": seed} if drawn else {})}
-
 
 WAYS = {
     # deviates: the paper does not state its initial score and steps; here 4.0, believed its own, and 100 Adam steps.
@@ -56,8 +33,6 @@ MATCHED = ("ILA (s0 = 4)", "leave one out", "midpoint", "midpoint, 25 % of stage
 DRAWS = 3
 """Random sets of the same size trained with every seed: the yardstick of all arms should be the least noisy."""
 
-ALL, RANDOM = "all", "random, same size"
-"""The arms of all layers and of those sets."""
 
 REFERENCE = "midpoint"
 """The ranking behind the controls that need one: reversed, depth only, kind only, same size."""

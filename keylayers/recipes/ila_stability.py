@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 
 from keylayers.layers.naming import named_layers
 from keylayers.models.loading import load_shape
-from keylayers.recipes.cells import Task
+from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
-from keylayers.recipes.ila_plan import WAYS, Stability, Way, bundled_task, real_tasks
-from keylayers.recipes.ila_rankings import rankings
+from keylayers.recipes.ila_plan import WAYS, Stability, bundled_task, real_tasks
+from keylayers.recipes.rankings import Way, rankings
 from keylayers.scores import LayerScores
 from keylayers.scores.transfer import transferred
 

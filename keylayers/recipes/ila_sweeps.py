@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from keylayers.recipes.cells import Task
+from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
-from keylayers.recipes.ila_plan import ALL, RANDOM, WAYS, Sweep, bundled_task
-from keylayers.recipes.ila_rankings import candidates, full_rate, rankings
-from keylayers.recipes.retraining import Rates, Sets, best_of, every, random_like, retrained
+from keylayers.recipes.ila_plan import WAYS, Sweep, bundled_task
+from keylayers.recipes.rankings import candidates, full_rate, rankings
+from keylayers.recipes.retraining import ALL, RANDOM, Rates, Sets, best_of, every, random_like, retrained
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget
 

@@ -17,7 +17,7 @@ from keylayers.recipes.ila_answers import (
     transfer_table,
 )
 from keylayers.recipes.ila_overlaps import of_results, overlap_table
-from keylayers.recipes.ila_plan import RANDOM
+from keylayers.recipes.retraining import RANDOM
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from keylayers.recipes.cells import Task
+from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
-from keylayers.recipes.ila_plan import RANDOM, WAYS, Transfer, bundled_task
-from keylayers.recipes.ila_rankings import full_rate, rankings
-from keylayers.recipes.retraining import Rates, Sets, best_of, random_like, retrained
+from keylayers.recipes.ila_plan import WAYS, Transfer, bundled_task
+from keylayers.recipes.rankings import full_rate, rankings
+from keylayers.recipes.retraining import RANDOM, Rates, Sets, best_of, random_like, retrained
 from keylayers.scores import LayerScores
 from keylayers.scores.transfer import transferred
 from keylayers.studies.arms import Budget, averaged

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keylayers.data import Examples, Splits, load_splits, tokenise
+from keylayers.data import Examples, Records, Splits, load_splits, tokenise
 from keylayers.errors import BadInput
 from keylayers.models.loading import LoadedModel, load_model
 from keylayers.runs import note
@@ -63,6 +63,8 @@ class Prepared:
     test: Examples
     identity: tuple[dict[str, Any], ...]
     """What a score file says about the data."""
+    records: Records | None = None
+    """The calibration part as it was, for measures that generate."""
 
 
 def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = None) -> Prepared:
@@ -91,7 +93,7 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = No
         {"id": inputs.data, "split": name, "sha256": getattr(splits, name).sha256, "records": len(parts[name])}
         for name in ("train", "calibration")
     )
-    return Prepared(**parts, identity=identity)
+    return Prepared(**parts, identity=identity, records=splits.calibration)
 
 
 def tuned_place(given: str) -> str:

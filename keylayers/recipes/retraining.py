@@ -1,14 +1,18 @@
-"""Arms trained from the same start with every seed, each at the learning rate that serves it best."""
+"""Arms judged: trained from the same start at the rate that serves each best, or only their changes kept."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import Any
 
-from keylayers.recipes.cells import Task
+from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk, averaged
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget, chosen_by, controls
+
+ALL, RANDOM = "all", "random, same size"
+"""The arms of all layers, and of random sets of the size of those that a ranking chooses."""
 
 Sets = Callable[[int], Sequence[Sequence[str]]]
 """Seed -> the sets of layers trained under it; what they give is averaged."""
@@ -29,9 +33,7 @@ def best_of(scores: Sequence[LayerScores], budget: Budget, by: str = "score") ->
 
 def random_like(scores: Sequence[LayerScores], budget: Budget, *, draw: int) -> Sets:
     """A random set of the size of each seed's best; another `draw` gives other sets."""
-    return lambda seed: [
-        controls(scores[seed], budget, draws=1, seed=1000 * draw + seed)["random, same size"].choice(0).names
-    ]
+    return lambda seed: [controls(scores[seed], budget, draws=1, seed=1000 * draw + seed)[RANDOM].choice(0).names]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,17 @@ def retrained(
     missing = [(name, seed, chosen[name]) for seed in range(seeds) for name in sets]
     found |= _trained(desk, task, sets, [place for place in missing if place not in found], options)
     return {name: tuple(found[name, seed, chosen[name]] for seed in range(seeds)) for name in sets}, chosen
+
+
+def kept(desk: Desk, task: Task, sets: Mapping[str, Sets], adapters: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """Arm -> test loss of each seed's tuned model with only the arm's changes, the mean over its draws."""
+    seeds = range(len(adapters))
+    places = [(name, seed, names) for name, chosen in sets.items() for seed in seeds for names in chosen(seed)]
+    asked = [{"adapter": adapters[seed], "layers": list(names)} for _, seed, names in places]
+    losses: dict[tuple[str, int], list[float]] = {}
+    for (name, seed, _), one in zip(places, desk.ask(task, "keep", asked), strict=True):
+        losses.setdefault((name, seed), []).append(one["test"])
+    return {name: tuple(fmean(losses[name, seed]) for seed in seeds) for name in sets}
 
 
 def _trained(

@@ -6,18 +6,22 @@ from typing import Any
 
 from keylayers import criteria
 from keylayers.criteria.criterion import Criterion, Evidence
+from keylayers.criteria.observing import ObservingCriterion, observe_together
 from keylayers.data.batches import batches
+from keylayers.data.tokenise import IGNORED
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.deltas import Deltas
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
-from keylayers.layers.tensors import tensors_on_disk
+from keylayers.layers.tensors import TensorSource, tensors_in_memory
+from keylayers.measures.measure import MEASURES, measure_named
 from keylayers.models import deltas_of
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.inputs import Inputs, Prepared, prepare_data, tuned_place
 from keylayers.recipes.settling import StopEarly, learn_until_settled, settling_of
 from keylayers.recipes.settling_words import as_provenance
-from keylayers.runs import RunFolder, progress, versions
+from keylayers.recipes.unloaded import unloaded
+from keylayers.runs import RunFolder, note, progress, versions
 from keylayers.scores import LayerScores, Provenance
 from keylayers.scores.files import load, save
 from keylayers.training.adapters import LoraSettings
@@ -37,6 +41,10 @@ class ScoreRequest:
     granularity: str = "linear"
     tuned: str | None = None
     """A tuned checkpoint, a peft adapter or an earlier run; None: stage 1 learns the deltas."""
+    sibling: str | None = None
+    """A second model of the same family; without `tuned`, what tuning changed is the difference to it."""
+    measure: str = "loss"
+    """What is compared with and without a layer, by criteria that take a measure."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the criteria by name; each takes those it has."""
     stage_one: TrainSettings = field(default_factory=lambda: TrainSettings(learning_rate=3e-3))
@@ -59,17 +67,20 @@ def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
     options = {name: settings_of(criterion, request.settings) for name, criterion in chosen.items()}
     _refuse_unused(request.settings, chosen)
     _refuse_to_stop(request, chosen)
+    _refuse_unseen(request, chosen)
     files = {name: run.path / f"{name}.json" for name in chosen}
     done = {name: load(file) for name, file in files.items() if file.exists()}
     missing = {name: criterion for name, criterion in chosen.items() if name not in done}
     if missing:
         needs = frozenset[str]().union(*(criterion.needs for criterion in missing.values()))
-        loaded, layers, data = _load(request, needs)
-        deltas = deltas_for(request, run, loaded, layers, data) if "deltas" in needs else None
-        evidence = evidence_for(request, run, loaded, data, deltas)
+        evidence, layers = _evidence(request, run, needs)
+        observed = _observed(evidence, layers, missing, options)
         for name, criterion in missing.items():
-            with progress[int](1, name) as bar:
-                result = criterion(_with_progress(evidence, bar), layers, options[name])
+            if name in observed:
+                result = observed[name]
+            else:
+                with progress[int](1, name) as bar:
+                    result = criterion(_with_progress(evidence, bar), layers, options[name])
             if "deltas" in criterion.needs and (found := settling_of(run.path)) is not None:
                 settings = {**result.provenance.settings, "stage_one": as_provenance(found)}
                 result = replace(result, provenance=replace(result.provenance, settings=settings))
@@ -79,10 +90,41 @@ def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
     return {name: done[name] for name in chosen}
 
 
+def _observed(
+    evidence: Evidence, layers: tuple[Layer, ...], missing: Mapping[str, Criterion], options: Mapping[str, Any]
+) -> dict[str, LayerScores]:
+    """Scores of the criteria that only look at hidden states, all from one pass over the data."""
+    asked = {
+        name: (criterion, options[name])
+        for name, criterion in missing.items()
+        if isinstance(criterion, ObservingCriterion)
+    }
+    if not asked:
+        return {}
+    with progress[int](1, ", ".join(asked)) as bar:
+        return observe_together(_with_progress(evidence, bar), layers, asked)
+
+
+def _evidence(request: ScoreRequest, run: RunFolder, needs: frozenset[str]) -> tuple[Evidence, tuple[Layer, ...]]:
+    """All that is needed, and the layers; the model is loaded only where something runs it."""
+    found = unloaded(request.inputs, needs)
+    if found is not None:
+        shape, weights = found
+        evidence = evidence_for(request, run, shape, None, None, weights)
+        return replace(evidence, model=None), named_layers(shape.model, request.granularity)
+    loaded, layers, data = _load(request, needs)
+    learns = "deltas" in needs and (request.tuned is not None or request.sibling is None)
+    deltas = deltas_for(request, run, loaded, layers, data) if learns else None
+    weights = tensors_in_memory(loaded.model, loaded.source) if "weights" in needs else None
+    return evidence_for(request, run, loaded, data, deltas, weights), layers
+
+
 def _load(request: ScoreRequest, needs: frozenset[str]) -> tuple[LoadedModel, tuple[Layer, ...], Prepared | None]:
     """The model, its layers, and the data where some criterion or stage 1 looks at any."""
     place = None if request.tuned is None else tuned_place(request.tuned)
-    looks = "data" in needs or ("deltas" in needs and place is None)
+    looks = "data" in needs or ("deltas" in needs and place is None and request.sibling is None)
+    if looks:
+        note(f"reading {request.inputs.data}")
     splits = request.inputs.load_splits() if looks else None
     loaded = request.inputs.load_model()
     layers = named_layers(loaded.model, request.granularity)
@@ -118,6 +160,18 @@ def _refuse_to_stop(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> N
         raise BadInput(f"stopping stage 1 early was asked for, but --tuned {request.tuned} takes its place; drop one.")
     if not any("deltas" in criterion.needs for criterion in chosen.values()):
         raise BadInput(f"stopping stage 1 early was asked for, but {', '.join(chosen)} needs no stage 1; drop one.")
+
+
+def _refuse_unseen(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> None:
+    """Raises for a measure or sibling that no criterion would look at, before anything is loaded."""
+    if request.measure not in MEASURES:
+        raise UnknownName("measure", request.measure, MEASURES)
+    looks = frozenset[str]().union(*(one.needs | one.optional for one in chosen.values()))
+    if request.measure != "loss" and "measure" not in looks:
+        raise BadInput(f"--measure {request.measure}: {', '.join(chosen)} takes no measure; drop it.")
+    if request.sibling is not None and "sibling" not in looks and ("deltas" not in looks or request.tuned is not None):
+        why = "--tuned takes its place" if "deltas" in looks else f"{', '.join(chosen)} looks at no second model"
+        raise BadInput(f"--sibling {request.sibling}: {why}; drop one.")
 
 
 def deltas_for(
@@ -181,14 +235,32 @@ def _require_overlap(adapted: tuple[Layer, ...], layers: tuple[Layer, ...], gran
 
 
 def evidence_for(
-    request: ScoreRequest, run: RunFolder, loaded: LoadedModel, data: Prepared | None, deltas: Deltas | None
+    request: ScoreRequest,
+    run: RunFolder,
+    loaded: LoadedModel,
+    data: Prepared | None,
+    deltas: Deltas | None,
+    weights: TensorSource | None = None,
 ) -> Evidence:
     """All that a criterion may look at, with where it came from."""
-    stored = loaded.folder is not None and any(loaded.folder.glob("*.safetensors"))
+    measure = sibling = None
+    if data is not None:
+        longest = max(sum(label != IGNORED for label in labels) for labels in data.calibration.labels)
+        measure = measure_named(
+            request.measure,
+            tokenizer=loaded.tokenizer,
+            records=data.records,
+            max_new_tokens=longest,
+            batch_size=request.batch_size,
+        )
+    if request.sibling is not None:
+        sibling = replace(request.inputs, model=request.sibling, weights=None).load_model().model
     return Evidence(
         model=loaded.model,
-        weights=tensors_on_disk(loaded.folder) if stored else None,  # type: ignore[arg-type]
+        weights=weights,
         deltas=deltas,
+        sibling=sibling,
+        measure=measure,
         data=batches(data.calibration, request.batch_size, shuffle=False) if data is not None else None,
         granularity=request.granularity,
         provenance=Provenance(

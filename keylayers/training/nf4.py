@@ -28,7 +28,9 @@ def through_nf4(model: nn.Module, layers: Sequence[Layer]) -> Iterator[nn.Module
     try:
         with torch.no_grad():
             for name in names:
-                flat = own[name].detach().flatten()  # as a matrix narrower than a block it comes back wrong (0.50.2, CPU)
+                flat = (
+                    own[name].detach().flatten()
+                )  # as a matrix narrower than a block it comes back wrong (0.50.2, CPU)
                 packed, state = quantize_4bit(flat, blocksize=BLOCK, compress_statistics=True, quant_type="nf4")
                 own[name].copy_(dequantize_4bit(packed, state).view_as(own[name]))
         yield model

@@ -83,10 +83,12 @@ def train(
     *,
     folder: Path | None = None,
     report: Report | None = None,
+    before_step: Callable[[int], None] | None = None,
 ) -> TrainLog:
     """Trains whatever parameters of the model ask for gradients, in place; resumes where `folder` holds a state.
 
-    The optimiser is made once, from what asks for gradients now: flags that are set later have no effect. Batch norms
+    The optimiser is made once, from what asks for gradients now: what asks later does not train. `before_step` is
+    called before every step with the number of steps done; what it freezes stands still until it is thawed. Batch norms
     whose parameters are frozen keep their running statistics. The model comes back in eval mode.
 
     Raises:
@@ -97,7 +99,7 @@ def train(
         raise BadInput("no parameter is trainable: the selection matched nothing in this model.")
     with TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
-        trainer = _trainer(model, examples, settings, place, report, keep=folder is not None)
+        trainer = _trainer(model, examples, settings, place, report, before_step, keep=folder is not None)
         state = newest_whole(place)
         reset_peak()
         start = time.perf_counter()
@@ -129,7 +131,13 @@ def hold_statistics(model: nn.Module) -> None:
 
 
 def _trainer(
-    model: nn.Module, examples: Examples, settings: TrainSettings, place: Path, report: Report | None, keep: bool
+    model: nn.Module,
+    examples: Examples,
+    settings: TrainSettings,
+    place: Path,
+    report: Report | None,
+    before_step: Callable[[int], None] | None,
+    keep: bool,
 ) -> Any:
     from datasets import Dataset
     from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -145,6 +153,10 @@ def _trainer(
         def on_train_begin(self, args: Any, state: Any, control: Any, **other: Any) -> None:
             if settings.checkpointing:
                 _keep_inputs_frozen(model)
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **other: Any) -> None:
+            if before_step is not None:
+                before_step(state.global_step)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict | None = None, **other: Any) -> None:
             if report and logs and "loss" in logs:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 
 from keylayers.recipes import ila_plan
-from keylayers.recipes.cells import Task
+from keylayers.recipes.bench import Task
 from keylayers.recipes.retraining import Rates
 from keylayers.studies.arms import Budget
 from tests.recipes.test_ila import PARTS, QUICK, WAYS

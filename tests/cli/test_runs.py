@@ -43,6 +43,17 @@ def test_scores_can_be_one_file(cli, score_words, tmp_path):
     assert load("two-random.json").criterion == "random" and load("two-delta_norm.json").criterion == "delta_norm"
 
 
+def test_weights_alone_can_be_scored_without_data(cli, world, monkeypatch):
+    from keylayers.recipes.inputs import Inputs
+
+    monkeypatch.setattr(Inputs, "load_model", lambda self, **options: pytest.fail("loaded the model"))
+    result = cli("score", "signal_noise", "depth_only", "--model", world.model, "--out", "run")
+    assert result.code == 0 and "reading" not in result.err and "the 10 most critical of 22 layers" in result.out
+    assert load("run/signal_noise.json").values.max() <= 1
+    wrong = cli("score", "signal_noise", "--model", world.model, "--set", "variant=best", "--out", "other")
+    assert wrong.code == 2 and "variant=best of signal_noise: input should be 'corrected' or 'spectrum'" in wrong.err
+
+
 def test_without_out_the_folder_is_named_after_model_and_data(cli, score_words, tmp_path):
     assert cli("score", "random", *score_words).code == 0
     assert (tmp_path / "runs" / "score-model-data" / "random.json").is_file()

@@ -8,11 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from keylayers import criteria
 from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.observing import ObservingCriterion
 from keylayers.layers.deltas import Deltas, deltas_from_adapter, deltas_from_checkpoints, unloaded
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import tensors_of
+from keylayers.layers.tensors import tensors_in_memory
 from keylayers.measures.objective import image_loss, language_loss
 from keylayers.training.adapters import LoraSettings, attach_lora
 from tests import tiny_models
@@ -91,6 +94,7 @@ def evidence_of(
     make = {"lora": lora_deltas, "dense": dense_deltas}[kind]
     loss = image_loss if name in tiny_models.VISION else language_loss
     given: dict[str, Any] = {"deltas": make(model, layers, size), "data": data, "loss": loss, **more}
+    given.setdefault("weights", tensors_in_memory(model))
     return Evidence(model=model, granularity=granularity_of(name), **given)
 
 
@@ -114,6 +118,19 @@ def mean_loss(evidence: Evidence, gates: Sequence[float], remainder: float) -> f
     with torch.no_grad():
         pairs = [evidence.loss(edited, batch) for batch in evidence.data]
     return float(sum(float(loss) for loss, _ in pairs)) / sum(count for _, count in pairs)
+
+
+def scores_blocks_alone(criterion: str) -> bool:
+    """Whether a criterion looks at the residual stream, which only blocks have."""
+    return isinstance(criteria.get(criterion), ObservingCriterion)
+
+
+def suited(criterion: str, evidence: Evidence, example: Mapping[str, Tensor] | None = None) -> tuple[Layer, ...]:
+    """The layers of the evidence's deltas, or for a criterion that scores blocks alone the blocks of its model."""
+    assert evidence.model is not None and evidence.deltas is not None
+    if scores_blocks_alone(criterion):
+        return named_layers(evidence.model, "block", example=example)
+    return evidence.deltas.layers
 
 
 class Squared(nn.Module):
@@ -144,6 +161,7 @@ def quadratic_evidence(**more: Any) -> Evidence:
 
     layers = named_layers(model, "linear")
     given: dict[str, Any] = {"deltas": dense_deltas(model, layers, 0.5), "data": [batch(4), batch(7)], **more}
+    given.setdefault("weights", tensors_in_memory(model))
     return Evidence(model=model, loss=squared_loss, **given)
 
 

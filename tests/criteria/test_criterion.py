@@ -10,9 +10,9 @@ from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.naming import named_layers
 from keylayers.scores.provenance import Provenance
 from tests import tiny_models
-from tests.criteria.examples import lora_deltas, quadratic_evidence
+from tests.criteria.examples import evidence_of, lora_deltas, quadratic_evidence, scores_blocks_alone, suited
 
-DELTA_CRITERIA = [name for name in criteria.CRITERIA if name != "random"]
+NEEDY = [name for name in criteria.CRITERIA if criteria.get(name).needs]
 
 
 @pytest.mark.parametrize("name", criteria.CRITERIA)
@@ -21,8 +21,8 @@ def test_file_function_key_and_scores_carry_one_name(name: str) -> None:
     assert isinstance(found, Criterion) and found.name == name == found.compute.__name__
     assert found.compute.__module__ == f"keylayers.criteria.{name}"
     assert found.summary and found.settings().__dataclass_params__.frozen  # type: ignore[attr-defined]
-    evidence = quadratic_evidence()
-    scores = found(evidence, evidence.deltas.layers)
+    evidence = evidence_of("llama") if scores_blocks_alone(name) else quadratic_evidence()
+    scores = found(evidence, suited(name, evidence))
     assert scores.criterion == name and scores.provenance.seconds is not None
 
 
@@ -44,20 +44,21 @@ def test_an_unknown_criterion_offers_the_nearest(given: str, near: str) -> None:
             ask(given)
 
 
-@pytest.mark.parametrize("name", DELTA_CRITERIA)
+@pytest.mark.parametrize("name", NEEDY)
 def test_missing_evidence_is_named_with_the_flag_that_gives_it(name: str) -> None:
     found, evidence = criteria.get(name), quadratic_evidence()
     layers = evidence.deltas.layers
     said = {
         "model": r"a model to run \(--model\)",
+        "weights": r"a safetensors checkpoint \(--model FOLDER\)",
         "deltas": r"what tuning changed: .*\(--tuned\), or data to train one on \(--data\)",
         "data": r"data to score on \(--data\)",
     }
     for need in found.needs:
         with pytest.raises(BadInput, match=rf"criterion '{name}' needs {said[need]}\.$"):
             found(replace(evidence, **{need: None}), layers)
-    first, second = [said[need] for need in ("model", "deltas", "data") if need in found.needs][:2]
-    with pytest.raises(BadInput, match=rf"needs {first} and {second}"):
+    both = " and ".join([said[need] for need in said if need in found.needs][:2])
+    with pytest.raises(BadInput, match=f"needs {both}"):
         found(Evidence(), layers)
     if "data" in found.needs:
         with pytest.raises(BadInput, match="data without a single batch"):
@@ -71,7 +72,7 @@ def test_deltas_of_other_layers_are_refused() -> None:
     blocks = named_layers(model, "block")
     linear = named_layers(model, "linear")
     other = Evidence(model=model, deltas=lora_deltas(model, linear), data=evidence.data)
-    for name in DELTA_CRITERIA:
+    for name in NEEDY:
         found = criteria.get(name)
         if "deltas" not in found.needs:
             continue

@@ -26,7 +26,7 @@ from keylayers.models.loading import LoadedModel, load_model
 from keylayers.scores import Selection, select
 from keylayers.training.activations import kept_for_backward
 from keylayers.training.adapters import LoraSettings, attach_lora
-from tests.criteria.examples import evidence_of, lora_deltas
+from tests.criteria.examples import evidence_of, lora_deltas, suited
 from tests.layers.helpers import full_state, same_state
 from tests.tiny_models import build
 
@@ -50,7 +50,7 @@ def counted(model: nn.Module) -> list[bool]:
 @pytest.mark.parametrize("name", criteria.CRITERIA)
 def test_criteria_compute_as_many_passes_as_they_declare(name):
     evidence = evidence_of("llama", "lora")
-    criterion, layers = criteria.get(name), evidence.deltas.layers
+    criterion, layers = criteria.get(name), suited(name, evidence)
     assert criterion.work is not None, f"{name} says not how much it computes: @criterion(..., work=...)"
     calls = counted(evidence.model)
     settings = SETTINGS.get(name, criterion.settings())

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 from keylayers.errors import UnknownName
+from keylayers.layers.gating import gated
 from keylayers.layers.restoring import restored
 from keylayers.measures import PairedDifference, paired_difference
 from keylayers.measures.loss import example_losses
 from keylayers.models import deltas_of
-from keylayers.recipes import cells, desk, ila_tables
-from keylayers.recipes.cells import Task
+from keylayers.recipes import bench, cells, desk, ila_tables
+from keylayers.recipes.bench import Task
 from keylayers.recipes.ila import Study, reproduce
-from keylayers.recipes.ila_plan import RANDOM, Scale, scale_of
-from keylayers.recipes.retraining import Rates
+from keylayers.recipes.ila_plan import Scale, scale_of
+from keylayers.recipes.inputs import prepare_data
+from keylayers.recipes.retraining import RANDOM, Rates
 from keylayers.runs import open_run
 from keylayers.studies.arms import Budget
 from keylayers.studies.pages import Claim, ledger, page
@@ -73,7 +75,7 @@ def test_retraining_is_lora_on_those_layers_alone(study, world):
     task, arm = scale.tasks[0], results[0].arms["midpoint"]
     rate = results[0].rates["midpoint"]
     loaded = task.inputs.load_model()
-    data = cells.prepare_data(task.inputs, loaded)
+    data = prepare_data(task.inputs, loaded)
     with restored(loaded.model):
         adapted = attach_lora(loaded.model, arm.choice(1).chosen, task.lora, seed=1)
         train(adapted, data.train, dataclasses.replace(task.training, seed=1, learning_rate=rate))
@@ -84,10 +86,10 @@ def test_keeping_every_change_gives_the_tuned_model_and_the_rate_is_chosen_on_ca
     scale, results, folder = study
     task, result = scale.tasks[0], results[0]
     loaded = task.inputs.load_model()
-    place = cells.bench(task.fields())
+    place = bench.bench(task.fields())
     adapter = next((folder / "stage1").glob("small-*-seed0-*-1/adapter"))
     tuned = deltas_of(loaded.model, adapter, place.layers)
-    with cells.gated(place.loaded.model, tuned, tuned.uniform(1.0)) as model:
+    with gated(place.loaded.model, tuned, tuned.uniform(1.0)) as model:
         assert result.kept["all"][0] == pytest.approx(example_losses(model, place.data.test).mean, abs=1e-6)
     assert set(result.rates.values()) <= {1e-2, 3e-2}
     assert result.before["test"] > result.retrained["all"][0]["test"]
@@ -99,13 +101,13 @@ def test_what_is_done_is_read_back_and_the_model_is_left_as_it_was(study, monkey
     with open_run(folder, "study", {}) as run:
         again = reproduce(scale, run, processes=1).tasks
     assert ila_tables.plain(Study(again)) == ila_tables.plain(Study(results))
-    place = cells.bench(scale.tasks[0].fields())
+    place = bench.bench(scale.tasks[0].fields())
     fresh = scale.tasks[0].inputs.load_model().model.state_dict()
     assert all((value == fresh[name]).all() for name, value in place.loaded.model.state_dict().items())
 
 
 def test_a_partial_stage_one_is_the_start_of_the_whole(task, tmp_path):
-    place = cells.bench(task.fields())
+    place = bench.bench(task.fields())
     whole, part = (cells.stage_one(place, tmp_path, seed=3, lr=1e-2, share=share) for share in (1.0, 0.5))
     assert part["losses"] == whole["losses"][:3] and whole["adapter"] != part["adapter"]
 

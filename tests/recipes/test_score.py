@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from keylayers.criteria import get
+from keylayers.criteria.criterion import Evidence
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers import named_layers
+from keylayers.layers.tensors import tensors_in_memory
 from keylayers.recipes import score as module
 from keylayers.recipes.inputs import Inputs
 from keylayers.recipes.score import ScoreRequest, score, settings_of
@@ -110,6 +113,40 @@ def test_a_criterion_that_looks_at_no_data_needs_none(world, finished, tmp_path)
     assert found["delta_norm"].provenance.data == ()
 
 
+WEIGHT_ONLY = ("signal_noise", "condition_number", "spectral_exponent")
+
+
+def test_weight_only_criteria_build_no_model_and_read_no_data(world, tmp_path, monkeypatch):
+    """... and agree with what they say of the loaded model."""
+    model = build("mixtral").bfloat16()
+    model.save_pretrained(tmp_path / "model")
+    nothing = Inputs(model=str(tmp_path / "model"), data=str(tmp_path / "nowhere.jsonl"))
+    for name in ("load_model", "load_splits"):
+        monkeypatch.setattr(Inputs, name, lambda self, **options: pytest.fail("not needed"))
+    found = scored(ScoreRequest(nothing, (*WEIGHT_ONLY, "depth_only", "type_only", "random")), tmp_path / "run")
+    layers = named_layers(model)
+    for name, scores in found.items():
+        direct = get(name)(Evidence(weights=tensors_in_memory(model)), layers)
+        assert scores.layers == layers and scores.values.tolist() == direct.values.tolist(), name
+        assert scores.provenance.data == () and scores.provenance.model["architecture"] == "MixtralForCausalLM"
+
+
+def test_weights_that_do_not_stream_are_loaded(world, tmp_path, monkeypatch, capsys):
+    expected = scored(request(world, "condition_number"), tmp_path / "one")["condition_number"]
+    monkeypatch.setattr("keylayers.recipes.unloaded.stored_weights", lambda *a, **o: None)
+    found = scored(request(world, "condition_number"), tmp_path / "two")["condition_number"]
+    assert found.values.tolist() == expected.values.tolist()
+    assert "cannot be read without building the model" in capsys.readouterr().err
+
+
+def test_weight_only_and_delta_criteria_go_together(world, finished, tmp_path):
+    folder, _ = finished
+    found = scored(request(world, "delta_norm", "signal_noise", tuned=str(folder)), tmp_path / "run")
+    alone = scored(request(world, "signal_noise"), tmp_path / "alone")
+    assert found["signal_noise"].values.tolist() == alone["signal_noise"].values.tolist()
+    assert found["delta_norm"].values.min() > 0
+
+
 @pytest.mark.parametrize(
     ("asked", "error", "said"),
     [
@@ -156,8 +193,11 @@ def test_a_pickle_allowed_as_the_model_scores(world, tmp_path):
     (folder / "model.safetensors").unlink()
     inputs = world.inputs(model=str(folder), allow_pickle=True)
     with pytest.raises(BadInput, match="is a pickle"):
-        scored(request(world, "random", inputs=world.inputs(model=str(folder))), tmp_path / "refused")
-    assert len(scored(request(world, "random", inputs=inputs), tmp_path / "run")["random"].layers) == 22
+        scored(request(world, "signal_noise", inputs=world.inputs(model=str(folder))), tmp_path / "refused")
+    found = scored(request(world, "signal_noise", inputs=inputs), tmp_path / "run")["signal_noise"]
+    assert len(found.layers) == 22
+    plain = scored(request(world, "signal_noise"), tmp_path / "plain")["signal_noise"]
+    assert found.values.tolist() == plain.values.tolist()
 
 
 def test_a_run_killed_in_either_stage_resumes_to_the_same_scores(tmp_path):

@@ -1,14 +1,38 @@
 """The rankings of a task: stage 1 at the learning rate that serves it, then every way of scoring, per seed."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from keylayers.recipes.cells import Task, scores_in
+from keylayers import criteria
+from keylayers.recipes.bench import Task
+from keylayers.recipes.cells import scores_in
 from keylayers.recipes.desk import Desk
-from keylayers.recipes.ila_plan import ALL, Way
-from keylayers.recipes.retraining import Rates, best_rates, every
+from keylayers.recipes.retraining import ALL, Rates, best_rates, every
 from keylayers.scores import LayerScores
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of scoring: a criterion, its settings, and how much of stage 1 it looks at."""
+
+    criterion: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    share: float | None = 1.0
+    """Of stage 1's steps; None: it needs no stage 1."""
+    by: str = "score"
+    """How the budget is spent: down the ranking, by score per parameter (`density`), or `kinds` first."""
+    records: int | None = None
+    """Calibration records it looks at; None: all."""
+    seeded: bool = True
+    """Whether each procedure gives a criterion that draws its own seed."""
+    granularity: str | None = None
+    """That it scores at, where it is not that of the candidates."""
+
+    def at(self, seed: int) -> dict[str, Any]:
+        """The criterion's settings in the procedure of that seed."""
+        drawn = self.seeded and hasattr(criteria.get(self.criterion).settings(), "seed")
+        return {**self.settings, **({"seed": seed} if drawn else {})}
 
 
 @dataclass(frozen=True)
@@ -23,6 +47,8 @@ class Rankings:
     """Of each seed's whole stage 1, below the run folder; empty where no way asked for it."""
     rate: float
     """Of stage 1."""
+    peaks: Mapping[str, int]
+    """Way -> most bytes that scoring added to what the process held, over seeds."""
 
 
 def candidates(desk: Desk, task: Task) -> list[str]:
@@ -47,16 +73,18 @@ def rankings(desk: Desk, task: Task, ways: Mapping[str, Way], seeds: Sequence[in
             "settings": way.at(seed),
             "adapter": None if way.share is None else stages[seed, way.share]["adapter"],
             "records": way.records,
+            **({} if way.granularity is None else {"granularity": way.granularity}),
         }
         for way in ways.values()
         for seed in seeds
     ]
     found = iter(desk.ask(task, "score", asked))
-    scores, seconds = {}, {}
+    scores, seconds, peaks = {}, {}, {}
     for name, way in ways.items():
         each = [(seed, next(found)) for seed in seeds]
         scores[name] = tuple(scores_in(desk.run.path, one) for _, one in each)
         before = {seed: 0.0 if way.share is None else stages[seed, way.share]["seconds"] for seed in seeds}
         seconds[name] = tuple(one["seconds"] + before[seed] for seed, one in each)
+        peaks[name] = max(one.get("peak", 0) for _, one in each)
     adapters = tuple(stages[seed, 1.0]["adapter"] for seed in seeds) if 1.0 in shares else ()
-    return Rankings(scores, seconds, adapters, rate)
+    return Rankings(scores, seconds, adapters, rate, peaks)

@@ -1,0 +1,87 @@
+"""`keylayers league`: what was typed, as a league to play, and its page."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from keylayers.cli.terminal import quiet_libraries, say
+from keylayers.errors import BadInput
+
+PAGE, FIGURES = "league.md", "league.json"
+
+
+def run_league(options: Mapping[str, Any]) -> None:
+    """Plays the league and prints its page."""
+    budgets = shares(options["budget"])
+    if options["seeds"] < 2:
+        raise BadInput(f"--seeds {options['seeds']}: expected at least 2, without which nothing has an interval.")
+    if options["processes"] < 1:
+        raise BadInput(f"--processes {options['processes']}: expected at least 1.")
+    folder = options["out"] or Path("runs") / "league"
+    say(f"league on {options['model']}; results in {folder}")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    quiet_libraries()
+    from keylayers.recipes.league import play
+    from keylayers.recipes.league_tables import introduction, plain, tables
+    from keylayers.runs import open_run, write_json, write_text
+    from keylayers.studies.pages import page
+
+    league = _league(options, budgets)
+    for task in league.tasks:
+        task.inputs.load_splits()  # bad data is known before anything is computed
+    settings = {key: value for key, value in options.items() if key not in ("out", "processes", "fresh")}
+    with open_run(folder, "league", settings, fresh=options["fresh"]) as run:
+        played = play(league, run, options["processes"])
+        write_json(folder / FIGURES, {"games": plain(played)})
+        text = page("The league of criteria", introduction(played), tables(played))
+        write_text(folder / PAGE, text)
+    say(text)
+    say(f"stored in {folder / PAGE}; every figure behind it in {folder / FIGURES}")
+
+
+def shares(text: str) -> tuple[float, ...]:
+    """Shares written as `10%,30%`. Raises BadInput unless each is above 0 and below 100 %."""
+    found = []
+    for part in text.split(","):
+        try:
+            share = float(part.strip().removesuffix("%")) / 100
+        except ValueError:
+            share = 0.0
+        if not part.strip().endswith("%") or not 0 < share < 1:
+            raise BadInput(f"--budget {text}: {part.strip()!r} is no share; expected shares such as 10%,30%.")
+        found.append(share)
+    return tuple(dict.fromkeys(found))
+
+
+def _league(options: Mapping[str, Any], budgets: tuple[float, ...]) -> Any:
+    from keylayers.recipes.bench import Task
+    from keylayers.recipes.inputs import Inputs
+    from keylayers.recipes.league_plan import ENTRANTS, League, entrants_of
+    from keylayers.recipes.retraining import Rates
+    from keylayers.training.adapters import LoraSettings
+    from keylayers.training.train import TrainSettings
+
+    rates = tuple(options["lr"] or (1e-2, 3e-2))
+    training = TrainSettings(
+        steps=options["steps"], batch_size=options["batch_size"], learning_rate=rates[0], save_every=10**9
+    )
+    lora = LoraSettings(options["rank"], 2.0 * options["rank"])
+    shared = {key: options[key] for key in ("records", "held_out", "max_length")}
+    tasks = [
+        Task(_name(data), Inputs(options["model"], data, **shared), training, lora, options["control"])
+        for data in dict.fromkeys(options["data"] or ["bundled:pirate"])
+    ]
+    entrants = dict.fromkeys(name for one in options["criterion"] or () for name in entrants_of(one))
+    return League(
+        tuple(tasks),
+        tuple(entrants) or tuple(ENTRANTS),
+        budgets,
+        options["seeds"],
+        Rates(rates, min(2, options["seeds"])),
+    )
+
+
+def _name(data: str) -> str:
+    """Of a data set, for tables and file names."""
+    return Path(data.removeprefix("bundled:")).name.split(".")[0]

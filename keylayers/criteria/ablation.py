@@ -1,0 +1,77 @@
+"""What the model loses when a layer's contribution is taken away: no tuning, forward passes only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.evaluation import per_token
+from keylayers.criteria.removing import Replace, costs_without
+from keylayers.criteria.windows import shares_above, windows
+from keylayers.criteria.work import Work
+from keylayers.errors import UnknownName
+from keylayers.layers.layer import Layer
+from keylayers.scores.scores import LayerScores
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Settings of `ablation`."""
+
+    replace: Replace = "zero"
+    """What stands in for a layer's contribution: nothing, its mean over the tokens of the data, or that of another
+    record of the batch. A block's contribution is its output minus its input, so that zero makes it the identity."""
+    window: int = 1
+    """Layers of one kind in consecutive blocks that go together, the scored one in the middle."""
+    seed: int = 0
+    """Of who gives to whom under `resample`."""
+
+
+def _work(layers: Sequence[Layer], settings: Ablation, batches: int) -> Work:
+    sets = list(dict.fromkeys(windows(layers, settings.window)))
+    blocks = max((layer.block + 1 for layer in layers if layer.block is not None), default=0)
+    above = shares_above(layers, sets)
+    free = sum(len(places) / blocks for places in sets if layers[places[0]].kind == "block")
+    again = settings.replace == "resample"  # every set is seen once more as it is
+    passes = len(sets) * (1 + again)
+    once = batches * (2 if settings.replace == "mean" else 1)
+    return Work(once, 0, partial=batches * passes, share=(sum(above) * (1 + again) - free) / max(passes, 1))
+
+
+@criterion("model", "data", settings=Ablation, work=_work, optional=["measure"])
+def ablation(evidence: Evidence, layers: Sequence[Layer], settings: Ablation) -> LayerScores:
+    """Cost of the model without a layer minus its cost with it; the loss in nats per token; below 0 where it harms.
+
+    The cost is the evidence's measure (error rates, in [-1, 1] as a score), else its loss. Zero ablation of a block is
+    that of Nepal et al. 2025 (weights and biases of its projections set to 0, which makes the block the identity),
+    where the score is the accuracy lost. Blocks below the layer are computed once per batch, and a removed block costs
+    nothing: for L blocks L (L + 1) / 2 blocks and L + 1 heads per batch, instead of L (L + 1) blocks. Memory: the
+    outputs of all blocks for one batch. A measure that generates computes every token anew.
+
+    Raises:
+        UnknownName: for another way of replacing. BadInput: for a block whose output has another shape than its input.
+        Diverged: if a cost is not finite.
+    """
+    # deviates: the paper samples whole answers and reports accuracy; here the default is the loss per token by teacher
+    # forcing, because a difference of accuracies over 50 sampled answers has a standard error of 7 points or more.
+    if settings.replace not in get_args(Replace):
+        raise UnknownName("ablation replace", str(settings.replace), get_args(Replace))
+    places = windows(layers, settings.window)
+    sets = list(dict.fromkeys(places))
+    whole, without, terms = costs_without(
+        evidence, [[layers[place] for place in one] for one in sets], settings.replace, settings.seed
+    )
+    values, repeats = per_token(without - whole[:, None], terms)
+    of_layer = [sets.index(one) for one in places]
+    cost = float(whole.sum() / sum(terms))
+    measure = evidence.measure.name if evidence.measure is not None else "loss"
+    return scored(
+        evidence,
+        layers,
+        values[of_layer],
+        criterion="ablation",
+        settings=settings,
+        repeats=None if repeats is None else repeats[:, of_layer],
+        measure=measure,
+        cost=cost,
+    )

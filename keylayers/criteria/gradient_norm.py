@@ -1,0 +1,42 @@
+"""Norm of the gradient of a layer's weights."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.gradients import Estimate, check_estimate, gradient_norms
+from keylayers.criteria.work import Work
+from keylayers.layers.layer import Layer
+from keylayers.scores.scores import LayerScores
+
+
+@dataclass(frozen=True)
+class GradientNorm:
+    """Settings of `gradient_norm`."""
+
+    estimate: Estimate = "unbiased"
+    """`plain`: of the gradient over all data. `unbiased`: of its square the noise's share is taken off, which grows
+    with a layer's size and with fewer records. `batches`: mean of the norms of the batches' gradients."""
+
+
+def _work(layers: Sequence[Layer], settings: GradientNorm, batches: int) -> Work:
+    return Work(0, batches)
+
+
+@criterion("model", "data", settings=GradientNorm, work=_work)
+def gradient_norm(evidence: Evidence, layers: Sequence[Layer], settings: GradientNorm) -> LayerScores:
+    """Frobenius norm of the gradient of the layer's weights, in nats per token and unit of weight.
+
+    High = the loss falls fastest there, so that the layer is worth training (not: that it may not be removed). An
+    unbiased estimate is below 0 where the batches agree less than noise would. Cost: one forward and backward pass over
+    the data. Memory beside activations: one gradient, and their sum over batches, as large as the layers (fp32), which
+    `batches` does without.
+
+    Raises:
+        UnknownName: for another estimate. BadInput: for `unbiased` with one batch, or quantised weights.
+        Diverged: if a loss or gradient is not finite.
+    """
+    check_estimate("gradient_norm", settings.estimate, len(evidence.data or ()))
+    norms = gradient_norms(evidence, layers, "gradient_norm", whole=settings.estimate != "batches")
+    values, repeats = norms.estimate(settings.estimate), norms.repeats(settings.estimate)
+    return scored(evidence, layers, values, criterion="gradient_norm", settings=settings, repeats=repeats)

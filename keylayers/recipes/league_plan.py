@@ -1,0 +1,77 @@
+"""What the league asks: who enters, on which data, at which budgets."""
+
+from dataclasses import dataclass, field
+
+from keylayers import criteria
+from keylayers.recipes.bench import Task
+from keylayers.recipes.rankings import Way
+from keylayers.recipes.retraining import Rates
+
+BLOCK = "block"
+
+ENTRANTS = {
+    # what tuning changed
+    "ILA (s0 = 4)": Way("learned_mask", {"initial": 4.0, "steps": 100}),
+    "ILA (s0 = 0)": Way("learned_mask", {"initial": 0.0, "steps": 100}),
+    "path integral": Way("path_integral", {"points": 4}),
+    "midpoint": Way("path_integral", {"points": 1}),
+    "midpoint, 25 % of stage 1": Way("path_integral", {"points": 1}, 0.25, records=32),
+    "midpoint, reversed": Way("path_integral", {"points": 1}, by="reverse"),
+    "leave one out": Way("leave_one_out"),
+    "add one in": Way("add_one_in"),
+    "norm of the change": Way("delta_norm"),
+    "substitution, 5 blocks": Way("substitution", {"window": 5}, granularity=BLOCK),
+    # gradients at the start
+    "first step": Way("first_step", {}, None),
+    "gradient norm": Way("gradient_norm", {}, None),
+    "relative gradient (Auto-RGN)": Way("relative_gradient", {"estimate": "batches"}, None),
+    "gradient signal/noise (Auto-SNR)": Way("gradient_signal_noise", {}, None),
+    "Fisher": Way("fisher", {}, None),
+    # forward passes
+    "ablation of blocks": Way("ablation", {}, None, granularity=BLOCK),
+    "ablation of sublayers": Way("ablation", {}, None, granularity="sublayer"),
+    "Shapley": Way("shapley", {}, None, granularity=BLOCK),
+    "block influence (ShortGPT)": Way("block_influence", {}, None, granularity=BLOCK),
+    "angular distance": Way("angular_distance", {}, None, granularity=BLOCK),
+    "CKA shift": Way("cka_shift", {}, None, granularity=BLOCK),
+    "component shift": Way("component_shift", {}, None, granularity=BLOCK),
+    "token clusters": Way("token_clusters", {}, None, granularity=BLOCK),
+    "logit lens entropy": Way("logit_lens_entropy", {}, None, granularity=BLOCK),
+    # weights alone
+    "signal/noise (Spectrum)": Way("signal_noise", {"variant": "spectrum"}, None),
+    "signal/noise, corrected": Way("signal_noise", {}, None),
+    "condition number (KappaTune)": Way("condition_number", {}, None),
+    "spectral exponent": Way("spectral_exponent", {}, None),
+    # nothing but the list of layers
+    "last layers": Way("depth_only", {"order": "last"}, None),
+    "first layers": Way("depth_only", {"order": "first"}, None),
+    "MLPs first": Way("type_only", {"first": "mlp"}, None),
+    "q and v first": Way("type_only", {"first": "qv"}, None),
+}
+"""Name -> how it ranks the layers. What scores blocks gives every layer the score of its block."""
+
+TURNS, THIN = "random by turns (LISA)", "all layers, lower rank"
+"""Rivals that choose no set: random layers drawn anew while training, and every layer with fewer parameters."""
+
+
+def entrants_of(criterion: str) -> tuple[str, ...]:
+    """The entrants of a criterion. Raises UnknownName."""
+    criteria.check(criterion)
+    return tuple(name for name, way in ENTRANTS.items() if way.criterion == criterion)
+
+
+@dataclass(frozen=True)
+class League:
+    """A league to play."""
+
+    tasks: tuple[Task, ...]
+    entrants: tuple[str, ...] = tuple(ENTRANTS)
+    budgets: tuple[float, ...] = (0.1, 0.3)
+    """Shares of what LoRA adds to all layers."""
+    seeds: int = 3
+    """Each is a procedure of its own: stage 1, scores, random sets, training."""
+    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2), seeds=2))
+    draws: int = 3
+    """Random sets of equal size per seed."""
+    turn: int = 5
+    """Steps after which `random by turns` draws anew."""

@@ -1,0 +1,147 @@
+"""The league's tables: ranks with intervals over everything played, then every task and budget by itself."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from keylayers.maths.ranks import average_ranks
+from keylayers.recipes.league import Played
+from keylayers.recipes.retraining import ALL, RANDOM
+from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
+
+DRAWS = 10_000
+"""Of the bootstrap behind an interval of ranks."""
+
+
+def tables(played: Sequence[Played]) -> list[Table]:
+    """Standings first, then claims, then every task and budget."""
+    return [standings(played), ledger(adjusted(claims(played)), "Does it beat random layers?"), *map(table_of, played)]
+
+
+def introduction(played: Sequence[Played]) -> str:
+    """What was played."""
+    tasks = ", ".join(dict.fromkeys(f"{one.task.name} ({one.task.inputs.model})" for one in played))
+    budgets = " and ".join(dict.fromkeys(f"{one.budget:.0%}" for one in played))
+    seeds = len(played[0].trained[ALL])
+    return (
+        f"Every entrant ranks the layers, chooses as many as fit into {budgets} of what LoRA adds, and has them "
+        "trained from the same start for the same steps at the learning rate that served it best on calibration "
+        f"records. {seeds} seeds, each a procedure of its own. Data: {tasks}. Entrants that score blocks give each "
+        "layer the score of its block, and layers outside the blocks the mean."
+    )
+
+
+def arms_of(played: Sequence[Played]) -> list[str]:
+    """The arms that every task and budget has, `all` left out."""
+    return [name for name in played[0].trained if name != ALL and all(name in one.trained for one in played)]
+
+
+def ranks(played: Sequence[Played]) -> Float[np.ndarray, "games arms"]:
+    """Rank of every arm in every game (a task, a budget, a seed), 1 for the lowest loss; ties share the mean."""
+    names = arms_of(played)
+    games = [
+        [one.trained[name][seed]["test"] for name in names] for one in played for seed in range(len(one.trained[ALL]))
+    ]
+    return np.array([average_ranks(np.array(losses)) for losses in games])
+
+
+def standings(played: Sequence[Played]) -> Table:
+    """Mean rank and its interval, mean share of the gain, cost and memory of choosing."""
+    names, found = arms_of(played), ranks(played)
+    draws = np.random.default_rng(0).integers(len(found), size=(DRAWS, len(found)))
+    low, high = np.quantile(found[draws].mean(1), (0.025, 0.975), axis=0)
+    rows = []
+    for place in np.argsort(found.mean(0)):
+        name = names[place]
+        gains = [gain for one in played for gain in one.gains(name)]
+        cost = [_cost(one, name) for one in played if name in one.seconds]
+        peak = max((one.peaks.get(name, 0) for one in played), default=0)
+        rows.append(
+            (
+                name, f"{found[:, place].mean():.1f}", f"{low[place]:.1f} to {high[place]:.1f}",
+                f"{np.mean(gains):.3f}", f"{np.mean(cost):.2f}" if cost else "",
+                f"{peak / 2**20:.0f}" if peak else "",
+            )
+        )  # fmt: skip
+    columns = (
+        "layers chosen by", "mean rank", "95 %", "gain recovered", "cost / one full training", "MiB added by scoring",
+    )  # fmt: skip
+    notes = (
+        f"Ranks among {len(names)} arms over {len(found)} games (tasks x budgets x seeds), 1 is best; intervals: "
+        "bootstrap over games. By chance every arm would have "
+        f"{(len(names) + 1) / 2:.1f}. Costs include stage 1 where the entrant needs it.",
+    )
+    return Table("Standings", columns, tuple(rows), notes)
+
+
+def claims(played: Sequence[Played]) -> list[Claim]:
+    """For each arm, over all games: does it recover more of the gain than random sets of the same size?"""
+    random = np.concatenate([one.gains(RANDOM) for one in played])
+    found = []
+    for name in arms_of(played):
+        if name != RANDOM:
+            ours = np.concatenate([one.gains(name) for one in played])
+            found.append(claim(f"{name} beats random, same size", "league", -random, -ours, "of the gain"))
+    return sorted(found, key=lambda one: -one.effect.interval.estimate)
+
+
+def table_of(one: Played) -> Table:
+    """One task at one budget."""
+    rows = []
+    for name in sorted(one.trained, key=lambda arm: float(np.mean([each["test"] for each in one.trained[arm]]))):
+        trained = one.trained[name]
+        losses = [each["test"] for each in trained]
+        against = [each["test"] for each in one.trained[RANDOM]]
+        rows.append(
+            (
+                name, f"{len(one.chosen[name][0])}" if name in one.chosen else "", f"{trained[0]['trainable']:,.0f}",
+                f"{one.rates[name]:g}", plus_minus(losses), f"{np.mean(one.gains(name)):.3f}",
+                "" if name == RANDOM else difference(losses, against),
+                f"{np.mean(one.kept[name]):.3f}" if name in one.kept else "", _forgotten(one, trained),
+            )
+        )  # fmt: skip
+    columns = (
+        "layers chosen by", "layers", "trainable", "lr", "loss, retrained", "gain recovered", "minus random, same size",
+        "loss, changes kept", "control loss, rise",
+    )  # fmt: skip
+    notes = (f"Before tuning {one.before['test']:.3f} nats per token; test records; 95 %, paired by seed.",)
+    return Table(f"{one.task.name}, {one.budget:.0%} of LoRA's parameters", columns, tuple(rows), notes)
+
+
+def _forgotten(one: Played, trained: Sequence[Mapping[str, Any]]) -> str:
+    if "control" not in one.before:
+        return ""
+    return f"{np.mean([each['control'] for each in trained]) - one.before['control']:+.3f}"
+
+
+def _cost(one: Played, name: str) -> float:
+    full = np.array([each["seconds"] for each in one.trained[ALL]])
+    return float(np.mean(np.array(one.seconds[name]) / full))
+
+
+def plain(played: Sequence[Played]) -> list[dict[str, Any]]:
+    """Everything measured, as JSON."""
+    return [
+        {
+            "task": one.task.fields(),
+            "budget": one.budget,
+            "before": dict(one.before),
+            "arms": {
+                name: {
+                    "learning_rate": one.rates[name],
+                    "layers": [list(names) for names in one.chosen.get(name, ())],
+                    "kept": list(one.kept.get(name, ())),
+                    "seconds": list(one.seconds.get(name, ())),
+                    "peak": one.peaks.get(name),
+                    "trained": [
+                        {key: value for key, value in each.items() if key != "train_losses"}
+                        for each in one.trained[name]
+                    ],
+                }
+                for name in one.trained
+            },
+        }
+        for one in played
+    ]

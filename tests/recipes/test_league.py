@@ -1,0 +1,75 @@
+"""The league in a planted world: who knows what layers are worth wins, at every budget, and beats random sets."""
+
+import numpy as np
+import pytest
+
+from keylayers.errors import UnknownName
+from keylayers.recipes import league_tables
+from keylayers.recipes.ila_plan import bundled_task
+from keylayers.recipes.league import games
+from keylayers.recipes.league_plan import ENTRANTS, THIN, TURNS, League, entrants_of
+from keylayers.recipes.retraining import ALL, RANDOM, Rates
+from keylayers.runs import open_run
+from keylayers.studies.arms import Budget
+from tests.recipes.planted import PlantedDesk
+
+CHOSEN = ("midpoint", "midpoint, reversed", "norm of the change", "block influence (ShortGPT)", "last layers")
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory):
+    asked = League((bundled_task("pirate"),), CHOSEN, rates=Rates((1e-2, 3e-2), seeds=1))
+    with open_run(tmp_path_factory.mktemp("league"), "league", {}) as run:
+        return games(PlantedDesk(run), asked.tasks[0], asked)
+
+
+def test_who_knows_what_layers_are_worth_wins_at_every_budget(played):
+    assert [one.budget for one in played] == [0.1, 0.3]
+    for one in played:
+        means = {name: np.mean([each["test"] for each in trained]) for name, trained in one.trained.items()}
+        del means[ALL], means[THIN], means[TURNS]
+        assert min(means, key=means.get) == "midpoint" and max(means, key=means.get) == "midpoint, reversed"
+        assert set(one.rates.values()) == {1e-2} and one.gains(ALL) == pytest.approx([1.0] * 3)
+        assert one.kept["midpoint"][0] == pytest.approx(one.trained["midpoint"][0]["test"])
+        assert TURNS not in one.kept and THIN not in one.chosen
+
+
+def test_every_set_spends_the_budget_and_rivals_are_asked_for_as_they_are(tmp_path):
+    asked = League((bundled_task("pirate"),), CHOSEN[:1], budgets=(0.3,), seeds=2, rates=Rates((1e-2,)))
+    with open_run(tmp_path / "run", "league", {}) as run:
+        desk = PlantedDesk(run)
+        (one,) = games(desk, asked.tasks[0], asked)
+    layers = desk.layers(asked.tasks[0])
+    total, largest = sum(layer.lora_size for layer in layers), max(layer.lora_size for layer in layers)
+    for name, sets in one.chosen.items():
+        spent = [sum(layer.lora_size for layer in layers if layer.name in set(names)) for names in sets]
+        assert name == ALL or all(0.3 * total - largest <= each <= 0.306 * total for each in spent)
+    options = [each for _, what, each in desk.asked if what == "retrain"]
+    assert {each["rank"] for each in options if "rank" in each} == {2}
+    turns = [each["turns"] for each in options if "turns" in each]
+    assert turns[0] == {"every": 5, "policy": f"random:params={100 * Budget(0.3).share:g}%:of=lora:seed={{turn}}"}
+    drawn = [tuple(each["layers"]) for each in options if "turns" not in each and "rank" not in each]
+    assert len(set(drawn)) == 2 + 1 + 6  # the best of two seeds, all, three random sets of each seed
+
+
+def test_standings_and_claims_follow_from_the_games(played):
+    table = league_tables.standings(played)
+    order = [row[0] for row in table.rows]
+    assert order[0] == "midpoint" and order[-3:] == ["midpoint, reversed", THIN, TURNS] and ALL not in order
+    assert table.rows[0][1] == "1.0"
+    verdicts = {claim.text: claim.verdict for claim in league_tables.claims(played)}
+    assert verdicts[f"midpoint beats {RANDOM}"] == "supported"
+    assert verdicts[f"midpoint, reversed beats {RANDOM}"] == "contradicted"
+    found = league_tables.tables(played)
+    assert len(found) == 4 and all(len(row) == len(one.columns) for one in found for row in one.rows)
+    assert league_tables.plain(played)[0]["arms"]["midpoint"]["trained"][0]["test"] < 10
+
+
+def test_every_criterion_has_its_entrants():
+    named = {way.criterion for way in ENTRANTS.values()}
+    from keylayers.criteria import CRITERIA
+
+    assert named == CRITERIA.keys() - {"random"}
+    assert entrants_of("depth_only") == ("last layers", "first layers")
+    with pytest.raises(UnknownName, match="did you mean 'fisher'"):
+        entrants_of("fischer")
