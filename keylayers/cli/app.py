@@ -63,7 +63,12 @@ def score(
     ] = "loss",
     out: Annotated[Path | None, typer.Option(help="Run folder, or FILE.json for the scores.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="A criterion's setting: KEY=VALUE.")] = None,
-    granularity: o.Granularity = "linear",
+    granularity: Annotated[
+        str | None,
+        typer.Option(
+            help="block, sublayer, linear, expert, router or conv; default linear, or what the criteria score."
+        ),
+    ] = None,
     weights: o.Weights = None,
     columns: o.Columns = None,
     records: o.Records = None,

@@ -27,7 +27,8 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
 
     torch.set_num_threads(1)  # the model is too small for two threads to share its products
     from keylayers.recipes.inputs import Inputs
-    from keylayers.recipes.score import ScoreRequest, score
+    from keylayers.recipes.score import score
+    from keylayers.recipes.score_request import ScoreRequest
     from keylayers.recipes.tune import COLUMNS, TuneRequest, compare_arms
     from keylayers.report.heatmap import heatmap
     from keylayers.runs import open_run, write_json

@@ -21,7 +21,8 @@ def run_score(names: list[str], options: dict[str, Any]) -> None:
     note(f"scoring {options['model']} with {', '.join(names)}")
     quiet_libraries()
     from keylayers.recipes.inputs import Inputs
-    from keylayers.recipes.score import ScoreRequest, score
+    from keylayers.recipes.score import score
+    from keylayers.recipes.score_request import ScoreRequest
     from keylayers.recipes.settling import StopEarly, settling_of
     from keylayers.recipes.settling_words import in_words
     from keylayers.runs import open_run

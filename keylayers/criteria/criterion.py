@@ -68,6 +68,8 @@ class Criterion:
     """How much it computes, for forecasts; None where it does not say."""
     optional: frozenset[str] = frozenset()
     """Parts of the evidence that it looks at where they are given."""
+    granularities: tuple[str, ...] = ()
+    """What it can score; empty: anything."""
 
     def __call__(self, evidence: Evidence, layers: Sequence[Layer], settings: Any = None) -> LayerScores:
         """The scores of the layers; the model is left exactly as it was found.

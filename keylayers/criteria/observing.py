@@ -72,7 +72,6 @@ class ObservingCriterion(Criterion):
 
     observer: Making | None = None
     granularities: tuple[str, ...] = ("block",)
-    """What it can score."""
 
 
 def one_pass(layers: Sequence[Layer], settings: Any, batches: int) -> Work:

@@ -19,7 +19,7 @@ from keylayers.layers.tensors import tensors_in_memory
 from keylayers.measures.accuracy import greedy_matches
 from keylayers.models import deltas_of
 from keylayers.recipes.bench import Bench, bench
-from keylayers.recipes.score import settings_of
+from keylayers.recipes.score_request import settings_of
 from keylayers.runs import digest, versions
 from keylayers.runs.quiet import quiet_libraries
 from keylayers.scores import LayerScores, Provenance, Selection, select

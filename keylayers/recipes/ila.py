@@ -13,7 +13,7 @@ from keylayers.recipes.ila_stability import Overlap, overlaps
 from keylayers.recipes.ila_sweeps import Swept, sweeps
 from keylayers.recipes.ila_transfer import Carried, transfer
 from keylayers.recipes.rankings import full_rate, rankings
-from keylayers.recipes.retraining import RANDOM, kept, retrained
+from keylayers.recipes.retraining import ALL, RANDOM, kept, retrained
 from keylayers.runs import RunFolder
 from keylayers.scores import LayerScores, Selection
 from keylayers.studies.arms import Arm, chosen_by, controls
@@ -70,13 +70,17 @@ def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Study:
 def _task(task: Task, scale: Scale, desk: Desk) -> TaskResults:
     seeds = range(scale.seeds)
     before = desk.ask(task, "before", [{}])[0]
-    rate = full_rate(desk, task, scale.rates)
+    rate = full_rate(desk, task, scale.all_rates)
     found = rankings(desk, task, {name: WAYS[name] for name in scale.ways}, seeds, rate)
     arms = arms_of(found.scores, scale)
     sets = {name: arm.names for name, arm in arms.items()}
     left = kept(desk, task, sets, found.adapters)
-    trained, rates = retrained(desk, task, sets, scale.seeds, scale.rates)
-    full = tuple(one["seconds"] for one in trained["all"])
+    trained, rates = retrained(desk, task, {ALL: sets[ALL]}, scale.seeds, scale.all_rates)
+    full = tuple(one["seconds"] for one in trained[ALL])
+    others, chosen = retrained(
+        desk, task, {name: one for name, one in sets.items() if name != ALL}, scale.seeds, scale.rates
+    )
+    trained, rates = {**others, **trained}, {**chosen, **rates}
     return TaskResults(task, before, found.scores, found.seconds, full, left, arms, trained, rates)
 
 
@@ -103,5 +107,5 @@ def arms_of(scores: Mapping[str, tuple[LayerScores, ...]], scale: Scale) -> dict
     ]
     arms[RANDOM] = Arm(RANDOM, tuple(drawn), DRAWS)
     layers = scores[REFERENCE][0].layers
-    arms["all"] = Arm("all", (Selection.of(layers, names=[layer.name for layer in layers], allow_total=True),))
+    arms[ALL] = Arm(ALL, (Selection.of(layers, names=[layer.name for layer in layers], allow_total=True),))
     return arms

@@ -116,7 +116,10 @@ class Scale:
     seeds: int = 5
     """Each is a procedure of its own: stage 1, scores, retraining."""
     budget: Budget = field(default_factory=lambda: Budget(0.3))
-    rates: Rates = field(default_factory=Rates)
+    all_rates: Rates = field(default_factory=Rates)
+    """Offered to a training of all layers, and so to stage 1."""
+    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
+    """Offered to every choice of layers; 3e-3, tried by all arms of one task and many of another, was never best."""
     ways: tuple[str, ...] = tuple(WAYS)
     matched: tuple[str, ...] = MATCHED
     stability: Stability | None = field(default_factory=Stability)
@@ -157,7 +160,9 @@ def scale_of(name: str) -> Scale:
     if name == "smoke":
         task = replace(bundled_task("pirate", steps=20), control=None)
         ways = ("ILA (s0 = 4)", "midpoint", "first step")
-        asked = Scale((task,), seeds=2, rates=Rates((1e-2,)), ways=ways, matched=("midpoint",))
+        asked = Scale(
+            (task,), seeds=2, all_rates=Rates((1e-2,)), rates=Rates((1e-2,)), ways=ways, matched=("midpoint",)
+        )
         return replace(asked, stability=None, sweep=None, frugal=None, reasoning=None, transfer=None)
     if name == "small":
         return Scale((bundled_task("pirate"), *real_tasks(), bundled_task("formal")))

@@ -24,7 +24,13 @@ def test_unknown_names_are_told_with_near_ones_and_nothing_is_made(cli, tmp_path
 def test_a_study_leaves_its_page_and_every_figure_behind_it(cli, world, tmp_path, monkeypatch):
     task = Task("small", world.inputs(), dataclasses.replace(QUICK, steps=2))
     scale = ila_plan.Scale(
-        (task,), seeds=2, budget=Budget(0.4), rates=Rates((1e-2,)), ways=WAYS[1:3], matched=WAYS[1:2]
+        (task,),
+        seeds=2,
+        budget=Budget(0.4),
+        all_rates=Rates((1e-2,)),
+        rates=Rates((1e-2,)),
+        ways=WAYS[1:3],
+        matched=WAYS[1:2],
     )
     scale = dataclasses.replace(scale, **dict.fromkeys(PARTS))
     monkeypatch.setattr(ila_plan, "scale_of", lambda name: scale)

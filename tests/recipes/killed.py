@@ -17,6 +17,7 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 import torch
 
 from keylayers import criteria
+from keylayers.recipes import evidence
 from keylayers.recipes import score as recipe
 from keylayers.runs import atomic, git_commit, open_run, versions
 from keylayers.scores.files import load
@@ -52,7 +53,7 @@ def main() -> None:
     victims = [
         [killed_before(training, "seal", 2)],  # stage 1, its second state not sealed
         [killed_before(stage_one, "save_adapter", 1)],  # trained, nothing stored
-        [killed_before(recipe, "forget", 1), killed_before(torch.optim.Adam, "step", 3)],  # stage 2, before any state
+        [killed_before(evidence, "forget", 1), killed_before(torch.optim.Adam, "step", 3)],  # stage 2, before any state
         [killed_before(torch.optim.Adam, "step", 6), killed_before(torch.optim.Adam, "step", 5)],
         [killed_before(os, "replace", number) for number in (3, 9, 4)],  # while a file is put in place
     ]

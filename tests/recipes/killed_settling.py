@@ -18,6 +18,7 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 import torch
 
 from keylayers import criteria
+from keylayers.recipes import evidence
 from keylayers.recipes import score as recipe
 from keylayers.recipes import settling
 from keylayers.runs import git_commit, open_run, versions
@@ -60,7 +61,7 @@ def main() -> None:
     assert attempt(work, top / "whole")
     victims = [
         # the second look's state, then its adapter; looked, and nothing stored; all decided, the states still there
-        [(training, "seal", 2), (stage_one, "save_adapter", 1), (settling, "moved", 1), (recipe, "forget", 1)],
+        [(training, "seal", 2), (stage_one, "save_adapter", 1), (settling, "moved", 1), (evidence, "forget", 1)],
         [(os, "replace", number) for number in (6, 5)],  # while a file is put in place
     ]
     resumed, kills = [], 0

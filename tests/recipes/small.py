@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from keylayers.recipes.inputs import Inputs
-from keylayers.recipes.score import ScoreRequest
+from keylayers.recipes.score_request import ScoreRequest
 from keylayers.training.adapters import LoraSettings
 from keylayers.training.train import TrainSettings
 from tests.data.bpe import byte_level

@@ -46,7 +46,13 @@ def study(task, tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     other = dataclasses.replace(task, name="other", inputs=dataclasses.replace(task.inputs, split_seed=1))
     scale = Scale(
-        (task, other), seeds=2, budget=Budget(0.4), rates=Rates((1e-2, 3e-2), seeds=2), ways=WAYS, matched=WAYS[:2]
+        (task, other),
+        seeds=2,
+        budget=Budget(0.4),
+        all_rates=Rates((1e-2, 3e-2), seeds=2),
+        rates=Rates((1e-2, 3e-2), seeds=2),
+        ways=WAYS,
+        matched=WAYS[:2],
     )
     scale = dataclasses.replace(scale, **dict.fromkeys(PARTS))
     with open_run(folder, "study", {}) as run:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 
 from keylayers.criteria import get
 from keylayers.criteria.criterion import Evidence
-from keylayers.errors import BadInput, UnknownName
+from keylayers.errors import BadInput, KeylayersError, UnknownName
 from keylayers.layers import named_layers
 from keylayers.layers.tensors import tensors_in_memory
-from keylayers.recipes import score as module
+from keylayers.recipes import evidence as module
 from keylayers.recipes.inputs import Inputs
-from keylayers.recipes.score import ScoreRequest, score, settings_of
+from keylayers.recipes.score import score
+from keylayers.recipes.score_request import ScoreRequest, settings_of
 from keylayers.runs import open_run
 from keylayers.scores.files import load
 from tests.recipes.small import request
@@ -207,3 +209,17 @@ def test_a_run_killed_in_either_stage_resumes_to_the_same_scores(tmp_path):
     found = json.loads(done.stdout)
     assert found["kills"] >= 5
     assert found["resumed"] == [found["whole"]] * len(found["resumed"])
+
+
+def test_criteria_of_blocks_choose_blocks_and_mixed_ones_are_told_apart(world, tmp_path):
+    asked = ScoreRequest(inputs=world.inputs(), criteria=("block_influence", "angular_distance"))
+    with open_run(tmp_path / "blocks", "score", {}) as run:
+        found = score(asked, run)
+    assert {one.granularity for one in found.values()} == {"block"}
+    for criteria, granularity, said in (
+        (("block_influence", "delta_norm"), None, "block_influence scores block layers, but delta_norm would score"),
+        (("block_influence",), "linear", "block_influence scores block layers, not linear"),
+        (("delta_norm",), "blok", "unknown granularity 'blok'; did you mean 'block'"),
+    ):
+        with open_run(tmp_path / f"{granularity}", "score", {}) as run, pytest.raises(KeylayersError, match=said):
+            score(replace(asked, criteria=criteria, granularity=granularity), run)

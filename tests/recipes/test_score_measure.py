@@ -6,7 +6,8 @@ import torch
 
 from keylayers.errors import BadInput, UnknownName
 from keylayers.recipes.inputs import Inputs
-from keylayers.recipes.score import ScoreRequest, score
+from keylayers.recipes.score import score
+from keylayers.recipes.score_request import ScoreRequest
 from keylayers.runs import open_run
 from tests.recipes.small import request
 

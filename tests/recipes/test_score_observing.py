@@ -38,9 +38,9 @@ def test_they_share_one_pass_over_the_data(world, tmp_path, monkeypatch):
 
 
 def test_linear_layers_are_refused_with_what_to_do(world, tmp_path):
-    asked = request(world, *FOUR)
+    asked = request(world, *FOUR, granularity="linear")
     with (
         open_run(tmp_path / "run", "score", asked) as run,
-        pytest.raises(BadInput, match=r"can score blocks alone, .*'linear'; score with --granularity block"),
+        pytest.raises(BadInput, match="scores block layers, not linear; leave --granularity out"),
     ):
         score(asked, run)

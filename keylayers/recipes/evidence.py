@@ -1,0 +1,151 @@
+"""Everything that criteria look at, gathered: the model or its weights, data, and what tuning changed."""
+
+from dataclasses import replace
+
+from keylayers.criteria.criterion import Evidence
+from keylayers.data.batches import batches
+from keylayers.data.tokenise import IGNORED
+from keylayers.errors import BadInput
+from keylayers.layers.deltas import Deltas
+from keylayers.layers.layer import Layer
+from keylayers.layers.naming import named_layers
+from keylayers.layers.tensors import TensorSource, tensors_in_memory
+from keylayers.measures.measure import measure_named
+from keylayers.models import deltas_of
+from keylayers.models.loading import LoadedModel
+from keylayers.recipes.inputs import Prepared, prepare_data, tuned_place
+from keylayers.recipes.score_request import ScoreRequest
+from keylayers.recipes.settling import learn_until_settled
+from keylayers.recipes.unloaded import unloaded
+from keylayers.runs import RunFolder, note, progress, versions
+from keylayers.scores import Provenance
+from keylayers.training.stage_one import ADAPTER, learn_deltas
+from keylayers.training.states import forget
+
+STAGE_ONE = "stage1"
+
+
+def gathered(request: ScoreRequest, run: RunFolder, needs: frozenset[str]) -> tuple[Evidence, tuple[Layer, ...]]:
+    """All that is needed, and the layers; the model is loaded only where something runs it."""
+    found = unloaded(request.inputs, needs)
+    if found is not None:
+        shape, weights = found
+        evidence = evidence_for(request, run, shape, None, None, weights)
+        return replace(evidence, model=None), named_layers(shape.model, _granularity(request))
+    loaded, layers, data = _load(request, needs)
+    learns = "deltas" in needs and (request.tuned is not None or request.sibling is None)
+    deltas = deltas_for(request, run, loaded, layers, data) if learns else None
+    weights = tensors_in_memory(loaded.model, loaded.source) if "weights" in needs else None
+    return evidence_for(request, run, loaded, data, deltas, weights), layers
+
+
+def _load(request: ScoreRequest, needs: frozenset[str]) -> tuple[LoadedModel, tuple[Layer, ...], Prepared | None]:
+    """The model, its layers, and the data where some criterion or stage 1 looks at any."""
+    place = None if request.tuned is None else tuned_place(request.tuned)
+    looks = "data" in needs or ("deltas" in needs and place is None and request.sibling is None)
+    if looks:
+        note(f"reading {request.inputs.data}")
+    splits = request.inputs.load_splits() if looks else None
+    loaded = request.inputs.load_model()
+    layers = named_layers(loaded.model, _granularity(request))
+    return loaded, layers, prepare_data(request.inputs, loaded, splits) if looks else None
+
+
+def deltas_for(
+    request: ScoreRequest, run: RunFolder, loaded: LoadedModel, layers: tuple[Layer, ...], data: Prepared | None
+) -> Deltas:
+    """What tuning changed: from the named tuned model, or from a LoRA run of our own, kept in the run folder."""
+    if request.tuned is not None:
+        trusted = request.inputs.trust_remote_code
+        return deltas_of(loaded.model, tuned_place(request.tuned), layers, trust_remote_code=trusted)
+    stored = run.path / STAGE_ONE
+    if run.has_part(STAGE_ONE):
+        forget(stored)
+        return deltas_of(loaded.model, stored / ADAPTER, layers)
+    assert data is not None
+    adapted = named_layers(loaded.model, "linear")
+    _require_overlap(adapted, layers, _granularity(request))
+    with progress[int](request.stage_one.steps, "stage 1: LoRA on all layers") as bar:
+
+        def report(step: int, steps: int, loss: float) -> None:
+            bar.advance(step - bar.done, text=f"loss {loss:.3f}")
+
+        if request.stop_early is None:
+            deltas, log = learn_deltas(
+                loaded.model,
+                adapted,
+                data.train,
+                scored=layers,
+                lora=request.lora,
+                settings=request.stage_one,
+                folder=stored,
+                report=report,
+            )
+        else:
+            deltas, log = learn_until_settled(
+                request.stop_early,
+                run,
+                stored,
+                evidence_for(request, run, loaded, data, None),
+                adapted,
+                layers,
+                data.train,
+                lora=request.lora,
+                training=request.stage_one,
+                report=report,
+            )
+    run.part(
+        STAGE_ONE, lambda: {"losses": list(log.losses), "train_seconds": log.seconds, "peak_bytes": log.peak_bytes}
+    )
+    forget(stored)
+    return deltas
+
+
+def _require_overlap(adapted: tuple[Layer, ...], layers: tuple[Layer, ...], granularity: str) -> None:
+    """Raises BadInput, before stage 1 trains, if its LoRA could change none of the scored layers."""
+    changed = {name for layer in adapted for name in layer.parameters}
+    if not any(name.split("[")[0] in changed for layer in layers for name in layer.parameters):
+        raise BadInput(
+            f"stage 1 trains LoRA on linear layers, which holds no layer of granularity {granularity!r}; give a model "
+            "that was tuned in full as --tuned, or score at --granularity linear."
+        )
+
+
+def evidence_for(
+    request: ScoreRequest,
+    run: RunFolder,
+    loaded: LoadedModel,
+    data: Prepared | None,
+    deltas: Deltas | None,
+    weights: TensorSource | None = None,
+) -> Evidence:
+    """All that a criterion may look at, with where it came from."""
+    measure = sibling = None
+    if data is not None:
+        longest = max(sum(label != IGNORED for label in labels) for labels in data.calibration.labels)
+        measure = measure_named(
+            request.measure,
+            tokenizer=loaded.tokenizer,
+            records=data.records,
+            max_new_tokens=longest,
+            batch_size=request.batch_size,
+        )
+    if request.sibling is not None:
+        sibling = replace(request.inputs, model=request.sibling, weights=None).load_model().model
+    return Evidence(
+        model=loaded.model,
+        weights=weights,
+        deltas=deltas,
+        sibling=sibling,
+        measure=measure,
+        data=batches(data.calibration, request.batch_size, shuffle=False) if data is not None else None,
+        granularity=_granularity(request),
+        provenance=Provenance(
+            model=loaded.identity(), data=data.identity if data is not None else (), versions=versions()
+        ),
+        checkpoint=run.checkpoint,
+    )
+
+
+def _granularity(request: ScoreRequest) -> str:
+    return request.granularity or "linear"

@@ -1,0 +1,225 @@
+"""What the cells of the study compute: a post-trained variant of a base, and what every block is worth to a model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import nn
+
+from keylayers.criteria.ablation import Ablation, ablation
+from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.token_clusters import TokenClusters, token_clusters
+from keylayers.data import Examples, tokenise
+from keylayers.data.batches import batches
+from keylayers.errors import BadInput
+from keylayers.layers.naming import named_layers
+from keylayers.measures import paired_difference
+from keylayers.measures.accuracy import greedy_matches
+from keylayers.measures.loss import example_losses
+from keylayers.measures.measure import Measure, wrong_answers
+from keylayers.models.loading import LoadedModel, load_model
+from keylayers.recipes import math_layers_tuning as tuning_of
+from keylayers.recipes.math_layers_probes import CHAIN, probes
+from keylayers.recipes.math_layers_tuning import LONGEST, Tuning
+from keylayers.runs import RunFolder, digest, read_tensors, write_tensors
+from keylayers.runs.quiet import quiet_libraries
+from keylayers.studies.cells import Cell, run_cells
+from keylayers.training.train import TrainSettings
+
+INSTRUCTED, DISTILLED, REWARDED = "instructed", "distilled", "rewarded"
+VARIANTS = (INSTRUCTED, DISTILLED, REWARDED)
+"""Tuned on instructions, distilled from a teacher, reinforced by a verifiable reward."""
+
+SIZE = 32  # records of a batch
+HELD_OUT = 128  # records on which a variant is compared with its base
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A run folder and the processes that fill it."""
+
+    run: RunFolder
+    pool: Executor | None = None
+    """None: this process computes."""
+
+    def ask(self, what: str, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """What the cell function `what` gives for each set of arguments, in order."""
+        cells = [Cell(what, {"do": what, **each}) for each in asked]
+        return run_cells(cells, partial(compute, str(self.run.path)), self.run, workers=self.pool, label=what)
+
+
+def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """One cell: `do` says which of the functions below, the other fields are its arguments."""
+    quiet_libraries()
+    given = {key: value for key, value in fields.items() if key != "do"}
+    return DO[fields["do"]](Path(folder), **given)
+
+
+def tuning_fields(tuning: Tuning) -> dict[str, Any]:
+    """As plain JSON, for a cell."""
+    return asdict(tuning)
+
+
+def tuning_from(fields: Mapping[str, Any]) -> Tuning:
+    """Back from plain JSON."""
+    stages = {key: TrainSettings(**value) for key, value in fields.items() if isinstance(value, Mapping)}
+    numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+    return Tuning(**{**numbers, **stages})
+
+
+def teacher(folder: Path, *, model: str, tuning: Mapping[str, Any]) -> dict[str, Any]:
+    """A base that was taught longer chains; the weights stay in the folder."""
+    began, loaded, settings = perf_counter(), load_model(model), tuning_from(tuning)
+    before = _exact(loaded, settings.taught)
+    tuning_of.taught(loaded.model, loaded.tokenizer, settings, seed=0)
+    file = _store(folder, loaded.model, "teacher", model, 0, tuning)
+    return {
+        "file": file, "exact": _exact(loaded, settings.taught), "exact_before": before,
+        "seconds": perf_counter() - began,
+    }  # fmt: skip
+
+
+def variant(
+    folder: Path, *, kind: str, model: str, seed: int, tuning: Mapping[str, Any], taught_by: Mapping[str, str] | None
+) -> dict[str, Any]:
+    """A variant of a base, stored in the folder, and how it differs from the base on held-out records of its own task.
+
+    `cost` and `cost_before` are what the training should lower, per record: loss in nats per token of instructions,
+    divergence from the teacher in nats per token, wrong results of greedy answers. `moved` is the divergence of its
+    predictions from the base's on these records, nats per token, `changed` the relative change of the weights.
+    """
+    began, settings = perf_counter(), tuning_from(tuning)
+    base, tuned = load_model(model), load_model(model)
+    source = None if taught_by is None else loaded_variant(taught_by["model"], folder, taught_by["file"]).model
+    notes: dict[str, Any] = {}
+    if kind == INSTRUCTED:
+        held = tokenise(tuning_of.instructions("test", each=HELD_OUT // 7), base.tokenizer, max_length=LONGEST)
+        cost = _losses
+        tuning_of.instructed(tuned.model, tuned.tokenizer, settings, seed)
+    elif kind == DISTILLED:
+        assert source is not None
+        asked = tuning_of.problems("test", settings.taught, HELD_OUT, seed=51)
+        held = tuning_of.written(source, base.tokenizer, asked, seed=52)
+        cost = partial(_divergence, source)
+        tuning_of.distilled(tuned.model, source, tuned.tokenizer, settings, seed)
+        notes = {"exact": _exact(tuned, settings.taught), "exact_before": _exact(base, settings.taught)}
+    elif kind == REWARDED:
+        asked = tuning_of.problems("test", settings.rewarded, HELD_OUT, seed=53)
+        held = tokenise(tuning_of.records_of(asked), base.tokenizer, max_length=LONGEST)
+        cost = _wrong
+        notes = {"rewards": tuning_of.rewarded(tuned.model, tuned.tokenizer, settings, seed)}
+    else:
+        raise BadInput(f"variant {kind!r}: expected {', '.join(VARIANTS)}.")
+    file = _store(folder, tuned.model, kind, model, seed, tuning)
+    before, after = cost(base.model, held), cost(tuned.model, held)
+    return {
+        "file": file, "cost_before": float(np.mean(before)), "cost": float(np.mean(after)),
+        "p_value": paired_difference(before, after).p_value,
+        "moved": float(np.mean(_divergence(base.model, tuned.model, held))),
+        "changed": _changed(base.model, tuned.model), "seconds": perf_counter() - began, **notes,
+    }  # fmt: skip
+
+
+def profile(
+    folder: Path, *, model: str, file: str | None, seed: int, seeds: int, records: int, clusters: int, tokens: int
+) -> dict[str, Any]:
+    """What every block of a model (a base, or the variant in `file`) is worth to each probe, and its token clusters.
+
+    Per probe: `loss` (nats per token) and `exact` (share of greedy answers that are right) of the whole model, and per
+    block by how much the one rises and the other falls without it.
+    """
+    began, loaded = perf_counter(), loaded_variant(model, folder, file)
+    asked = probes(loaded.tokenizer, seed, seeds, records)
+    found: dict[str, Any] = {"probes": {}, "lengths": {str(key): value for key, value in asked.lengths.items()}}
+    for name, examples in asked.examples.items():
+        found["probes"][name] = worth(loaded.model, examples)
+    layers = named_layers(loaded.model, "block")
+    evidence = Evidence(
+        model=loaded.model, data=batches(asked.examples[CHAIN], SIZE, shuffle=False), granularity="block"
+    )
+    settings = TokenClusters(clusters=clusters, tokens=tokens, seed=seed)
+    notes = token_clusters(evidence, layers, settings).provenance.settings
+    for key in ("curve_normalised", "curve_adjusted", "elbow", "elbow_confidence"):
+        found[key] = notes.get(key)
+    if found["elbow"] is not None:
+        found["elbow"] = [layer.name for layer in layers].index(found["elbow"])
+    return {**found, "seconds": perf_counter() - began}
+
+
+def worth(model: nn.Module, examples: Examples) -> dict[str, Any]:
+    """Loss and share of right answers of a model, and what each falls short of without each block (the identity).
+
+    By `ablation`, twice: of the loss, and of answers by teacher forcing, which are right just when greedy decoding
+    would write them.
+    """
+    layers = named_layers(model, "block")
+    evidence = Evidence(model=model, data=batches(examples, SIZE, shuffle=False), granularity="block")
+    loss = ablation(evidence, layers, Ablation())
+    wrong = ablation(replace(evidence, measure=Measure("answers", by_batch=wrong_answers)), layers, Ablation())
+    return {
+        "loss": loss.provenance.settings["cost"], "exact": fmean(greedy_matches(model, examples)),
+        "loss_damage": loss.values.tolist(), "exact_damage": wrong.values.tolist(),
+    }  # fmt: skip
+
+
+def loaded_variant(model: str, folder: Path, file: str | None) -> LoadedModel:
+    """A base, with the weights stored below the folder where a file is given."""
+    loaded = load_model(model)
+    if file is not None:
+        tensors, _ = read_tensors(folder / file)
+        loaded.model.load_state_dict(tensors)
+    return loaded
+
+
+def _store(folder: Path, model: nn.Module, kind: str, base: str, seed: int, tuning: Mapping[str, Any]) -> str:
+    meta = {"kind": kind, "base": base, "seed": seed, "tuning": dict(tuning)}
+    name = f"{kind}-{base.rpartition(':')[2].replace('/', '-')}-seed{seed}-{digest(meta)[:10]}.safetensors"
+    write_tensors(folder / "variants" / name, model.state_dict(), meta)
+    return f"variants/{name}"
+
+
+Costs = Float[np.ndarray, " records"]
+
+
+def _losses(model: nn.Module, held: Examples) -> Costs:
+    found = example_losses(model, held)
+    return found.nats / found.tokens
+
+
+def _wrong(model: nn.Module, held: Examples) -> Costs:
+    return 1.0 - np.array(greedy_matches(model, held), dtype=float)
+
+
+def _divergence(reference: nn.Module, model: nn.Module, held: Examples) -> Costs:
+    import torch
+
+    with torch.no_grad():
+        pairs = [tuning_of.divergences(reference, model, batch) for batch in batches(held, SIZE, shuffle=False)]
+    return np.concatenate([(nats / counts).double().numpy() for nats, counts in pairs])
+
+
+def _exact(loaded: LoadedModel, lengths: Sequence[int]) -> dict[str, float]:
+    """Share of whole chains answered exactly, by their number of steps."""
+    found = {}
+    for length in lengths:
+        asked = tuning_of.records_of(tuning_of.problems("test", (length,), HELD_OUT // 4, seed=54))
+        held = tokenise(asked, loaded.tokenizer, max_length=LONGEST)
+        found[str(length)] = fmean(greedy_matches(loaded.model, held))
+    return found
+
+
+def _changed(base: nn.Module, tuned: nn.Module) -> float:
+    """Norm of the change of all weights over their norm."""
+    pairs = list(zip(base.parameters(), tuned.parameters(), strict=True))
+    change = sum(float((after - before).double().square().sum()) for before, after in pairs)
+    return float(np.sqrt(change / sum(float(before.double().square().sum()) for before, _ in pairs)))
+
+
+DO: dict[str, Callable[..., dict[str, Any]]] = {"teacher": teacher, "variant": variant, "profile": profile}
