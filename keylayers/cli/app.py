@@ -45,7 +45,10 @@ def layers(
 
 @app.command()
 def score(
-    criteria: Annotated[list[str], typer.Argument(help="One or more criteria; `keylayers criteria` lists them.")],
+    criteria: Annotated[
+        list[str] | None,
+        typer.Argument(help="Criteria; `keylayers criteria` lists them. Default: path_integral at its midpoint."),
+    ] = None,
     model: o.Model = "bundled:llama",
     data: o.Data = "bundled:pirate",
     tuned: Annotated[

@@ -9,14 +9,16 @@ from keylayers.cli.report import end_with_report
 from keylayers.cli.terminal import quiet_libraries, say, table
 
 
-def run_score(names: list[str], options: dict[str, Any]) -> None:
+def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     """`keylayers score`."""
     from keylayers import criteria
     from keylayers.runs import note
 
-    for name in names:
+    for name in names or ():
         criteria.check(name)
     inputs, settings = _inputs(options), pairs(options["settings"], "--set")
+    if not names:
+        names, settings = [criteria.DEFAULT], {**criteria.DEFAULT_SETTINGS, **settings}
     _check_settled(options["stop_early"], options["settled"])
     note(f"scoring {options['model']} with {', '.join(names)}")
     quiet_libraries()

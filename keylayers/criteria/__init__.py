@@ -37,6 +37,9 @@ CRITERIA = {
 }
 """Name -> one line on the idea; the name is also the file's and the function's."""
 
+DEFAULT, DEFAULT_SETTINGS = "path_integral", {"points": 1}
+"""What ranks layers where nobody names a criterion: the midpoint gradient; why is said in docs/ila.md."""
+
 
 def check(name: str) -> None:
     """Raises UnknownName, with the nearest names, unless there is such a criterion."""

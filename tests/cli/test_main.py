@@ -69,7 +69,7 @@ def test_the_version_and_every_command_with_its_purpose(cli):
     ("words", "said"),
     [
         (["scoer"], "No such command 'scoer'"),
-        (["score"], "Missing argument"),
+        (["layers"], "Missing argument"),
         (["tune", "--stepz", "3"], "No such option: --stepz"),
         (["tune", "--steps", "many"], "Invalid value for '--steps'"),
         (["revert", "--model", "x"], "Missing option"),

@@ -36,6 +36,14 @@ def test_score_shows_the_best_layers_and_stores_all(cli, score_words):
     assert again.code == 0 and again.out == result.out and "stage 1" not in again.err
 
 
+def test_where_no_criterion_is_named_the_midpoint_gradient_ranks(cli, score_words):
+    result = cli("score", *score_words, "--out", "run")
+    assert result.code == 0 and "stored in run/path_integral.json" in result.out
+    assert load("run/path_integral.json").provenance.settings["points"] == 1
+    assert cli("score", *score_words, "--set", "points=3", "--out", "more").code == 0
+    assert load("more/path_integral.json").provenance.settings["points"] == 3
+
+
 def test_scores_can_be_one_file(cli, score_words, tmp_path):
     assert cli("score", "random", *score_words, "--out", "deep/one.json").code == 0
     assert load("deep/one.json").criterion == "random" and (tmp_path / "deep" / "one.run" / "run.json").is_file()
