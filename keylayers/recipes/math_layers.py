@@ -1,0 +1,91 @@
+"""Nepal et al. 2025 put to the test: are the layers for mathematics made in pre-training, and kept by post-training?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from keylayers.recipes.math_layers_cells import DISTILLED, Lab, tuning_fields
+from keylayers.recipes.math_layers_plan import Scale
+from keylayers.runs import RunFolder
+from keylayers.studies.cells import workers
+
+BASE = "base"
+
+Model = tuple[str, str]
+"""A base's name, and `base` or the kind of a variant of it."""
+
+SURE = 0.05
+"""A variant counts if the cost that its training should lower is lower, with a p-value below this, in every seed."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that was measured, by model and seed."""
+
+    scale: Scale
+    profiles: Mapping[Model, tuple[Mapping[str, Any], ...]]
+    """What each block is worth: see `math_layers_cells.profile`."""
+    variants: Mapping[Model, tuple[Mapping[str, Any], ...]]
+    """How each variant differs from its base: see `math_layers_cells.variant`."""
+    teacher: Mapping[str, Any] | None = None
+
+    @cached_property
+    def judged(self) -> tuple[Model, ...]:
+        """The variants that differ from their base in every seed; the others tell nothing about what post-training
+        keeps."""
+        return tuple(model for model, found in self.variants.items() if all(map(differs, found)))
+
+    def blocks(self, base: str) -> int:
+        """How many blocks a base has."""
+        return len(next(iter(self.profiles[base, BASE][0]["probes"].values()))["loss_damage"])
+
+
+def differs(variant: Mapping[str, Any]) -> bool:
+    """Whether a training measurably lowered what it should lower, on held-out records."""
+    return bool(variant["cost"] < variant["cost_before"] and variant["p_value"] < SURE)
+
+
+def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Study:
+    """Everything of a scale; what is finished is kept in the run folder, cell by cell."""
+    with workers(processes) as pool:
+        return study(Lab(run, pool), scale)
+
+
+def study(lab: Lab, scale: Scale) -> Study:
+    """The teacher, then the variants, then what every block of every model is worth."""
+    trained, seeds = tuning_fields(scale.tuning), range(scale.seeds)
+    teacher, by = None, None
+    if DISTILLED in scale.kinds:
+        teacher = lab.ask("teacher", [{"model": scale.teacher, "tuning": trained}])[0]
+        by = {"model": scale.teacher, "file": teacher["file"]}
+    models = [(base, kind) for base in scale.families for kind in scale.kinds]
+    asked = [
+        {
+            "kind": kind, "model": base, "seed": seed, "tuning": trained,
+            "taught_by": by if kind == DISTILLED else None,
+        }
+        for seed in seeds
+        for base, kind in models
+    ]  # fmt: skip
+    found = iter(lab.ask("variant", asked))
+    made: dict[Model, list[dict[str, Any]]] = {model: [] for model in models}
+    for _ in seeds:
+        for model in models:
+            made[model].append(next(found))
+    every: list[Model] = [*((base, BASE) for base in scale.bases), *models]
+    places = [(model, seed) for seed in seeds for model in every]
+    shared = {"seeds": scale.seeds, "records": scale.records, "clusters": scale.clusters, "tokens": scale.tokens}
+    files = {(model, seed): made[model][seed]["file"] if model in made else None for model, seed in places}
+    profiled = lab.ask(
+        "profile", [{"model": model[0], "file": files[model, seed], "seed": seed, **shared} for model, seed in places]
+    )
+    profiles: dict[Model, list[dict[str, Any]]] = {model: [] for model in every}
+    for (model, _), one in zip(places, profiled, strict=True):
+        profiles[model].append(one)
+    return Study(
+        scale,
+        {model: tuple(each) for model, each in profiles.items()},
+        {model: tuple(each) for model, each in made.items()},
+        teacher,
+    )
