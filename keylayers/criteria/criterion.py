@@ -93,6 +93,12 @@ class Criterion:
         return replace(scores, provenance=replace(scores.provenance, seconds=round(spent, 3)))
 
     def _check(self, evidence: Evidence, layers: tuple[Layer, ...]) -> None:
+        bare = next((layer for layer in layers if not layer.parameters), None)
+        if bare is not None and self.needs and "skip" not in self.granularities:
+            raise BadInput(
+                f"criterion {self.name!r} looks at weights or at what modules compute, but {bare.name} is a skip "
+                "connection, which has neither; choose another granularity."
+            )
         missing = [need for need in NEEDS if need in self.needs and getattr(evidence, need) is None]
         if missing:
             raise BadInput(f"criterion {self.name!r} needs {' and '.join(NEEDS[need] for need in missing)}.")

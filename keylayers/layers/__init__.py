@@ -20,6 +20,7 @@ _HOME = {
     "skipped": "intervene",
     "scaled": "intervene",
     "replaced": "intervene",
+    "scaled_skips": "skips",
     "Deltas": "deltas",
     "deltas_from_adapter": "deltas",
     "deltas_from_checkpoints": "deltas",

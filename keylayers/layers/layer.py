@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from keylayers.errors import UnknownName
 
-Granularity = Literal["block", "sublayer", "linear", "expert", "router", "conv"]
+Granularity = Literal["block", "sublayer", "linear", "expert", "router", "conv", "skip"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 
 
@@ -16,7 +16,8 @@ class Layer:
 
     name: str
     """Full name in the unwrapped model, as Hugging Face spells it: of a module, of a fused expert parameter
-    (`experts.down_proj`) or of an expert in it (`experts[3]`); BERT's mlp joins two modules with `+`."""
+    (`experts.down_proj`) or of an expert in it (`experts[3]`); BERT's mlp joins two modules with `+`. A skip connection
+    that is no module is `BLOCK.skip`, numbered where its block has several."""
     block: int | None
     """Index of the residual block it lies in, counted over the whole network; None outside the blocks."""
     kind: str

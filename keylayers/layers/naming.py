@@ -10,6 +10,7 @@ from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.blocks import find_blocks, is_expert_list, scalars
 from keylayers.layers.layer import GRANULARITIES, Granularity, Layer
 from keylayers.layers.ordering import in_forward_order, visit_order
+from keylayers.layers.skips import skip_layers
 from keylayers.layers.structure import Node, inner_module, logical_shape, parameters_of, walk
 
 
@@ -24,7 +25,8 @@ def named_layers(
 
     `block`: residual units. `sublayer`: attention and mlp. `linear`: every weight matrix, fused expert tensors
     included, embeddings and routers left out (ILA's "layer": 225 of them in Llama-2-7B). `expert`: each expert of a
-    mixture. `router`: its gate. `conv`: convolutions.
+    mixture. `router`: its gate. `conv`: convolutions. `skip`: skip connections, for which the network runs once on
+    shapes alone (on `example` where given).
 
     A linear layer whose weight is another module's (an output head tied to the embeddings) is listed only with
     `tied=True`, since training it trains both. `example` is an input for networks that are not Hugging Face models;
@@ -36,12 +38,14 @@ def named_layers(
     """
     if granularity not in GRANULARITIES:
         raise UnknownName("granularity", granularity, GRANULARITIES)
+    if granularity == "skip":
+        return skip_layers(model, example)
     network = _Network(model)
     layers = getattr(network, f"{granularity}_layers")()
     if not tied:
         layers = [layer for layer in layers if layer.tied_to is None]
     if not layers:
-        present = [other for other in GRANULARITIES if getattr(network, f"{other}_layers")()]
+        present = [other for other in GRANULARITIES if other != "skip" and getattr(network, f"{other}_layers")()]
         raise BadInput(
             f"{type(network.root).__name__} has no layer of granularity {granularity!r}; "
             f"it has: {', '.join(present) or 'none'}."

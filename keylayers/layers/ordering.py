@@ -1,8 +1,8 @@
 """The order in which a network computes, which is not always the order in which its constructor names things."""
 
 import copy
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -70,21 +70,14 @@ def visit_order(model: nn.Module, example: Mapping[str, Tensor] | None = None) -
         return _KNOWN[key]
     order: dict[str, int] = {}
     with suppress(Exception), ExitStack() as stack:  # whatever a model needs beyond shapes, what was seen stands
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(uncompiled(model))
-        twin = _twin(root)
-        for node in walk(model if twin is None else twin):
+        network, _, run = stack.enter_context(shape_pass(model, example))
+        for node in walk(network):
 
             def note(module: nn.Module, args: object, name: str = node.name) -> None:
                 order.setdefault(name, len(order))
 
             stack.callback(node.module.register_forward_pre_hook(note).remove)
-        inputs = {key: value.to("meta") for key, value in example.items()}
-        if twin is not None:
-            twin(**inputs)
-        else:
-            torch.func.functional_call(root, _on_meta(root), kwargs=inputs, tie_weights=False)
+        run()
     if key is not None:
         _KNOWN[key] = order
     return order
@@ -92,6 +85,24 @@ def visit_order(model: nn.Module, example: Mapping[str, Tensor] | None = None) -
 
 _KNOWN: dict[tuple | None, dict[str, int]] = {}
 """Orders already found, by what decides them: class, configuration, names of inputs."""
+
+
+@contextmanager
+def shape_pass(
+    model: nn.Module, example: Mapping[str, Tensor]
+) -> Iterator[tuple[nn.Module, Mapping[str, Tensor], Callable[[], object]]]:
+    """The network to hook, its tensors by name, and a function that runs it on the meta device: shapes alone.
+
+    A Hugging Face model is not touched: its twin without weights runs. Random state and the model's tensors stay.
+    """
+    root = inner_module(unwrap(model))
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), uncompiled(model):
+        twin, inputs = _twin(root), {key: value.to("meta") for key, value in example.items()}
+        if twin is not None:
+            yield twin, dict(twin.named_parameters()), lambda: twin(**inputs)
+        else:
+            meta = _on_meta(root)
+            yield model, meta, lambda: torch.func.functional_call(root, meta, kwargs=inputs, tie_weights=False)
 
 
 def _twin(root: nn.Module) -> nn.Module | None:
@@ -111,7 +122,8 @@ def _on_meta(root: nn.Module) -> dict[str, Tensor]:
 
 
 def example_inputs(model: nn.Module) -> dict[str, Tensor] | None:
-    """The smallest input a Hugging Face model accepts, on the meta device; None for other modules."""
+    """The smallest input a Hugging Face model accepts, on the meta device; of another module its own `dummy_inputs`, or
+    None where it has none."""
     main, config = getattr(model, "main_input_name", None), getattr(model, "config", None)
     if main == "input_ids":
         ids = torch.zeros(1, 2, dtype=torch.long, device="meta")
@@ -121,4 +133,5 @@ def example_inputs(model: nn.Module) -> dict[str, Tensor] | None:
         size = getattr(config, "image_size", 32)
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         return {main: torch.zeros(1, getattr(config, "num_channels", 3), height, width, device="meta")}
-    return None
+    own = getattr(model, "dummy_inputs", None) if config is None else None
+    return {key: value.to("meta") for key, value in own.items()} if isinstance(own, dict) else None

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from keylayers.models.pixels import checked_pixels
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Per-channel statistics the published CIFAR-10 weights were trained with (ImageNet's)."""
 
@@ -49,8 +51,14 @@ class CifarResNet(nn.Module):
             before = width
         self.linear = nn.Linear(before, classes)
 
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """An input of the right shape, under the name that Hugging Face models give theirs."""
+        return {"x": torch.zeros(1, 3, 32, 32)}
+
     def forward(self, x: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch classes"]:
-        x = torch.relu(self.bn1(self.conv1((x - self.mean) / self.std)))
+        """Logits. Raises BadInput for images outside [0, 1] or of other than 3 channels."""
+        x = torch.relu(self.bn1(self.conv1((checked_pixels(x, 3) - self.mean) / self.std)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))
 

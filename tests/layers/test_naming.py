@@ -15,30 +15,30 @@ from keylayers.layers.structure import parameters_of
 from tests.layers.helpers import TEXT_ARCHITECTURES_WITH_EXPERTS, forward_batch, full_state, logits, same_state
 from tests.tiny_models import ALL, CAUSAL, SMALL, VISION, build, inputs
 
-# By hand, from the configurations in tiny_models: blocks, sublayers, linear layers, experts, routers, convolutions.
+# By hand, from the configurations: blocks, sublayers, linear layers, experts, routers, convolutions, skips.
 COUNTS = {
-    "llama": (3, 6, 3 * 7 + 1, 0, 0, 0),
-    "llama-tied": (3, 6, 3 * 7, 0, 0, 0),
-    "mistral": (3, 6, 3 * 7 + 1, 0, 0, 0),
-    "qwen2": (3, 6, 3 * 7 + 1, 0, 0, 0),
-    "qwen3": (3, 6, 3 * 7 + 1, 0, 0, 0),
-    "gemma2": (3, 6, 3 * 7, 0, 0, 0),
-    "gemma3": (3, 6, 3 * 7, 0, 0, 0),
-    "phi3": (3, 6, 3 * 4 + 1, 0, 0, 0),
-    "gpt2": (3, 6, 3 * 4, 0, 0, 0),
-    "gpt-neox": (3, 6, 3 * 4 + 1, 0, 0, 0),
-    "gptj": (3, 6, 3 * 6 + 1, 0, 0, 0),
-    "olmo2": (3, 6, 3 * 7 + 1, 0, 0, 0),
-    "olmoe": (3, 6, 3 * (4 + 2) + 1, 3 * 4, 3, 0),
-    "qwen3-moe": (3, 6, 3 * (4 + 2) + 1, 3 * 4, 3, 0),
-    "mixtral": (3, 6, 3 * (4 + 2) + 1, 3 * 4, 3, 0),
-    "deepseek-v3": (3, 6, 3 * 5 + 3 + 2 * (2 + 3) + 1, 2 * 4, 2, 0),
-    "gpt-oss": (3, 6, 3 * (4 + 2) + 1, 3 * 4, 3, 0),
-    "t5": (2 + 2, 2 * 2 + 2 * 3, 2 * 6 + 2 * 10, 0, 0, 0),
-    "bert": (3, 6, 3 * 6 + 1, 0, 0, 0),
-    "vit": (3, 6, 3 * 6 + 1, 0, 0, 1),
-    "hf-resnet": (4, 0, 1, 0, 0, 1 + 4 * 2 + 1),
-    "cifar-resnet": (6, 0, 1, 0, 0, 1 + 6 * 2),
+    "llama": (3, 6, 3 * 7 + 1, 0, 0, 0, 6),
+    "llama-tied": (3, 6, 3 * 7, 0, 0, 0, 6),
+    "mistral": (3, 6, 3 * 7 + 1, 0, 0, 0, 6),
+    "qwen2": (3, 6, 3 * 7 + 1, 0, 0, 0, 6),
+    "qwen3": (3, 6, 3 * 7 + 1, 0, 0, 0, 6),
+    "gemma2": (3, 6, 3 * 7, 0, 0, 0, 6),
+    "gemma3": (3, 6, 3 * 7, 0, 0, 0, 6),
+    "phi3": (3, 6, 3 * 4 + 1, 0, 0, 0, 6),
+    "gpt2": (3, 6, 3 * 4, 0, 0, 0, 6),
+    "gpt-neox": (3, 6, 3 * 4 + 1, 0, 0, 0, 3),
+    "gptj": (3, 6, 3 * 6 + 1, 0, 0, 0, 3),
+    "olmo2": (3, 6, 3 * 7 + 1, 0, 0, 0, 6),
+    "olmoe": (3, 6, 3 * (4 + 2) + 1, 3 * 4, 3, 0, 6),
+    "qwen3-moe": (3, 6, 3 * (4 + 2) + 1, 3 * 4, 3, 0, 6),
+    "mixtral": (3, 6, 3 * (4 + 2) + 1, 3 * 4, 3, 0, 6),
+    "deepseek-v3": (3, 6, 3 * 5 + 3 + 2 * (2 + 3) + 1, 2 * 4, 2, 0, 6),
+    "gpt-oss": (3, 6, 3 * (4 + 2) + 1, 3 * 4, 3, 0, 6),
+    "t5": (2 + 2, 2 * 2 + 2 * 3, 2 * 6 + 2 * 10, 0, 0, 0, 10),
+    "bert": (3, 6, 3 * 6 + 1, 0, 0, 0, 6),
+    "vit": (3, 6, 3 * 6 + 1, 0, 0, 1, 6),
+    "hf-resnet": (4, 0, 1, 0, 0, 1 + 4 * 2 + 1, 4),
+    "cifar-resnet": (6, 0, 1, 0, 0, 1 + 6 * 2, 6),
 }
 
 
