@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from keylayers.models.loading import BUNDLED
+from keylayers.models.loading import BUNDLED, BUNDLED_MODELS
 from keylayers.world import datasets, evaluate
 from keylayers.world.rows import digest
-from keylayers.world.settings import Settings
+from keylayers.world.settings import MODELS, Settings
 
 
 @pytest.fixture(scope="module")
@@ -78,3 +78,16 @@ def test_the_chat_template_writes_the_corpus_format(bpe):
     assert together == coded["input_ids"][:-1]
     answer = [i for i, mine in zip(coded["input_ids"], coded["assistant_masks"], strict=True) if mine]
     assert bpe.decode(answer) == " Here.<eos>"
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "llama"])
+def test_the_other_models_are_of_their_settings_and_know_the_world(name, bpe):
+    folder = BUNDLED_MODELS[name]
+    record = json.loads((folder / "training.json").read_text())
+    assert record["settings"] == vars(MODELS[name]) and record["data"]["sha256"] == digest(MODELS[name])
+    assert record["held_out"]["facts"]["all"] >= 0.9 and record["held_out"]["chains"]["short"] >= 0.8
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    assert model.num_parameters() == record["parameters"] and model.config.num_hidden_layers == MODELS[name].blocks
+    questions = [datasets.rendered(one) for one in datasets.load("facts", "test")[:64]]
+    told = sum(evaluate.exact(model, bpe, questions)) / len(questions)
+    assert told == pytest.approx(record["held_out"]["facts"]["all"], abs=0.1)
