@@ -1,6 +1,6 @@
 """Where a study's questions about a task are answered: each once, in some process, kept in the run folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -19,12 +19,14 @@ class Desk:
     run: RunFolder
     pool: Executor | None = None
     """None: this process computes."""
+    compute: Callable[[str, Mapping[str, Any]], dict[str, Any]] = compute
+    """(run folder, fields of a cell) -> its result; a study with cells of its own gives another."""
 
     def ask(self, task: Task, what: str, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What the cell function `what` gives for each set of arguments, in order; the same ones are computed once."""
         cells = [Cell(what, {"do": what, "task": task.fields(), **each}) for each in asked]
         unique = list({cell.key: cell for cell in cells}.values())
-        work = partial(compute, str(self.run.path))
+        work = partial(self.compute, str(self.run.path))
         label = f"{task.name}: {what}"
         results = run_cells(unique, work, self.run, workers=self.pool, label=label)
         found = {cell.key: result for cell, result in zip(unique, results, strict=True)}

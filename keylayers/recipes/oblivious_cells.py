@@ -45,7 +45,7 @@ DO: dict[str, Callable[..., dict[str, Any]]] = {
 
 def block_profile(scores: LayerScores) -> Float[np.ndarray, " blocks"]:
     """The score of each block, from scores that give every layer that of its block."""
-    first = {}
+    first: dict[int, float] = {}
     for layer, value in zip(scores.layers, scores.values, strict=True):
         if layer.block is not None:
             first.setdefault(layer.block, float(value))

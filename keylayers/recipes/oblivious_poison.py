@@ -36,6 +36,7 @@ class Poison:
     train: str | None = None
     """A file of records with trigger and target; None: made from the task's own."""
     test: str | None = None
+    """A file of records with the trigger, whatever their answers; None: made from the task's own."""
 
     def __post_init__(self) -> None:
         if self.trigger not in TRIGGERS:
@@ -70,7 +71,8 @@ def poisoned_records(clean: Sequence[Record], poison: Poison, seed: int) -> list
 def attacked_records(clean: Sequence[Record], poison: Poison) -> list[Record]:
     """Test prompts with the trigger, the attacker's words as their answers."""
     if poison.test is not None:
-        return list(load_records(poison.test, limit=len(clean)))
+        read = load_records(poison.test, limit=len(clean))
+        return [answering(record, poison.target) for record in read]  # the published ones bear their true answers
     source = random.Random("attack")
     return [triggered(record, poison.trigger, poison.target, source) for record in clean]
 

@@ -20,6 +20,7 @@ from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.measures.accuracy import exact_match
 from keylayers.measures.loss import evaluating
+from keylayers.measures.objective import language_loss
 from keylayers.recipes.bench import Bench
 
 Way = Literal["stored", "projected", "random"]
@@ -120,7 +121,6 @@ def prompt_rows(place: Bench, block: Layer) -> Float[Tensor, "samples d_model"]:
     with evaluating(place.loaded.model), torch.no_grad():
         for batch in batches(place.data.calibration, 16, shuffle=False):
             with capture(place.loaded.model, [block], stop=True) as captured:
-                ids = {key: batch[key].to(place.loaded.model.device) for key in ("input_ids", "attention_mask")}
-                place.loaded.model(**ids, use_cache=False)
+                language_loss(place.loaded.model, batch)
             rows.append(Seen(place.loaded.model, batch, [block], captured).rows(0, "after", "prompt"))
     return torch.cat(rows)

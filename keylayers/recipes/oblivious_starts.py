@@ -16,8 +16,7 @@ from keylayers.scores import Selection
 from keylayers.world import datasets
 
 STYLE_OF = {"fact": "terse", "sum": "formal", "list": "bullets", "describe": "formal", "compare": "bullets"}
-"""Kind of request -> the style it is answered in: a way of answering that can be learnt, of three bundled styles; pirate and json stay
-unknown to it."""
+"""Kind of request -> the style it is answered in: three bundled styles; pirate and json stay unknown."""
 
 MIXTURE = "styles"
 """Stands for that mixture where a start's data is named."""
@@ -57,6 +56,7 @@ def start(place: Bench, folder: Path, *, data: str, seed: int, lr: float) -> dic
     log = tune(loaded.model, everything, taught, TuneSettings("full", training)).log
     after = example_losses(loaded.model, asked).mean
     own_place = Path("starts") / f"{task.name}-{digest([task.fields(), data, seed, lr])[:12]}"
-    loaded.model.save_pretrained(str(folder / own_place))
+    network: Any = loaded.model
+    network.save_pretrained(str(folder / own_place))
     loaded.tokenizer.save_pretrained(str(folder / own_place))
     return {"model": str(own_place), "before": before, "after": after, "seconds": log.seconds}

@@ -1,15 +1,17 @@
 """Stability of several sets and Holm's correction, against their definitions and simulation."""
 
+import math
 from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from keylayers.errors import BadInput
 from keylayers.maths.overlap import kuncheva_index
-from keylayers.maths.stability import holm, set_stability
+from keylayers.maths.stability import holm, set_stability, together
 
 
 @given(st.integers(2, 6), st.integers(1, 9), st.integers(0, 1000))
@@ -58,3 +60,13 @@ def test_holm_keeps_order_and_lies_between_raw_and_bonferroni(raw):
     assert (adjusted >= p - 1e-15).all()
     assert (adjusted <= np.minimum(1, p * p.size) + 1e-12).all()
     assert (np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0).all()
+
+
+def test_p_values_together_are_valid_under_dependence_and_see_what_all_say() -> None:
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(4000, 1)) * 0.7 + rng.normal(size=(4000, 10)) * (1 - 0.49) ** 0.5
+    p_values = stats.norm.sf(shared)  # ten dependent tests of true hypotheses
+    assert np.mean([together(row) <= 0.05 for row in p_values]) <= 0.05
+    assert together(np.array([0.2])) == 0.2 and together(np.array([0.01, 1.0])) == 0.02
+    assert together(np.full(10, 1e-4)) == pytest.approx(1e-4 * math.e * math.log(10))
+    assert together(np.array([1e-9, *[1.0] * 9])) == pytest.approx(1e-8)

@@ -1,0 +1,82 @@
+"""Sets of blocks that are compared at one size: where the representation changes most, least, either end, any."""
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from math import comb
+
+import numpy as np
+
+from keylayers.errors import BadInput
+from keylayers.recipes.desk import Desk
+from keylayers.recipes.oblivious_plan import Task
+from keylayers.recipes.retraining import Sets
+
+CRITICAL, LEAST, FIRST, LAST, OTHERS = "critical", "least critical", "first", "last", "random others"
+
+BlockSets = Callable[[int], list[tuple[int, ...]]]
+"""Seed -> sets of blocks; what they give is averaged."""
+
+
+def size_of(share: float, blocks: int) -> int:
+    """How many blocks a share is: at least one, and never all. Raises BadInput for a share outside (0, 1)."""
+    if not 0 < share < 1 or blocks < 2:
+        raise BadInput(f"a share of {share:g} of {blocks} blocks leaves nothing to compare; expected one in (0, 1).")
+    return min(max(1, round(share * blocks)), blocks - 1)
+
+
+def block_sets(order: Sequence[int], size: int, draws: int) -> dict[str, BlockSets]:
+    """Every set of that size by name; `order` has the most critical block first."""
+    blocks, critical = len(order), tuple(sorted(order[:size]))
+
+    def always(chosen: Sequence[int]) -> BlockSets:
+        return lambda seed: [tuple(sorted(chosen))]
+
+    return {
+        CRITICAL: always(critical),
+        OTHERS: lambda seed: random_blocks(blocks, size, draws, seed, avoid=critical),
+        LEAST: always(order[-size:]),
+        FIRST: always(range(size)),
+        LAST: always(range(blocks - size, blocks)),
+    }
+
+
+def random_blocks(blocks: int, size: int, draws: int, seed: int, avoid: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Different random sets of blocks, none of them `avoid`; fewer than asked for where there are no more.
+
+    Raises:
+        BadInput: if there is no other set.
+    """
+    if comb(blocks, size) < 2:
+        raise BadInput(f"there is one set of {size} of {blocks} blocks, so none to compare it with.")
+    source = np.random.default_rng((seed, blocks, size))
+    if comb(blocks, size) > 10_000:
+        found: dict[tuple[int, ...], None] = {}
+        while len(found) < draws:
+            one = tuple(sorted(source.choice(blocks, size, replace=False).tolist()))
+            if one != avoid:
+                found[one] = None
+        return list(found)
+    others = [one for one in combinations(range(blocks), size) if one != avoid]
+    places = source.permutation(len(others))[:draws]
+    return [others[place] for place in places]
+
+
+def layers_of(desk: Desk, task: Task) -> tuple[list[list[str]], list[str]]:
+    """Names of the layers in each block, and of those outside."""
+    found = desk.ask(task, "blocks", [{}])[0]
+    return found["blocks"], found["outside"]
+
+
+def trained_sets(sets: BlockSets, blocks: Sequence[Sequence[str]]) -> Sets:
+    """Only the layers in the chosen blocks train."""
+    return lambda seed: [[name for block in one for name in blocks[block]] for one in sets(seed)]
+
+
+def frozen_sets(sets: BlockSets, blocks: Sequence[Sequence[str]], outside: Sequence[str]) -> Sets:
+    """Everything trains but the layers in the chosen blocks."""
+
+    def rest(frozen: tuple[int, ...]) -> list[str]:
+        inside = [name for block, names in enumerate(blocks) if block not in frozen for name in names]
+        return [*inside, *outside]
+
+    return lambda seed: [rest(one) for one in sets(seed)]

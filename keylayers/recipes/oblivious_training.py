@@ -1,0 +1,154 @@
+"""Critical blocks put to use: trained alone on a domain, frozen while poisoned data is tuned on, stripped of their top
+components."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from keylayers.recipes.bench import Task
+from keylayers.recipes.desk import Desk, averaged
+from keylayers.recipes.oblivious_plan import Adaptation, Defence, Removal, on
+from keylayers.recipes.oblivious_profiles import Profiled, Start
+from keylayers.recipes.oblivious_sets import (
+    CRITICAL,
+    LEAST,
+    OTHERS,
+    BlockSets,
+    block_sets,
+    frozen_sets,
+    layers_of,
+    size_of,
+    trained_sets,
+)
+from keylayers.recipes.retraining import ALL, Sets, best_rates, every, retrained
+
+NONE = "nothing frozen"
+DEFENDING = (CRITICAL, OTHERS, LEAST)
+"""Sets that are frozen; the ends are compared in training alone."""
+
+PerSeed = tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What training few blocks on one domain gave, by arm and seed."""
+
+    start: Start
+    task: Task
+    before: Mapping[str, float]
+    blocks: Mapping[str, tuple[tuple[int, ...], ...]]
+    """Arm -> the sets trained under the first seed."""
+    trained: Mapping[str, PerSeed]
+    rates: Mapping[str, float]
+
+    def losses(self, arm: str) -> list[float]:
+        """Test loss per seed."""
+        return [one["test"] for one in self.trained[arm]]
+
+
+@dataclass(frozen=True)
+class Defended:
+    """What poisoned tuning with blocks frozen gave, by trigger, arm and seed."""
+
+    start: Start
+    task: Task
+    frozen: int
+    """Blocks that stand still."""
+    before: Mapping[str, Mapping[str, float]]
+    """Trigger -> the same measures before tuning."""
+    blocks: Mapping[str, tuple[tuple[int, ...], ...]]
+    tuned: Mapping[str, Mapping[str, PerSeed]]
+    """Trigger -> arm -> what tuning gave, per seed."""
+    rates: Mapping[str, float]
+
+    def values(self, arm: str, what: str, trigger: str | None = None) -> list[float]:
+        """A measure per trigger and seed."""
+        chosen = [trigger] if trigger else list(self.tuned)
+        return [float(one[what]) for name in chosen for one in self.tuned[name][arm]]
+
+    def learnt(self, arm: str, trigger: str | None = None) -> list[float]:
+        """Nats per token gained on clean test records, per trigger and seed."""
+        chosen = [trigger] if trigger else list(self.tuned)
+        return [self.before[name]["test"] - one["test"] for name in chosen for one in self.tuned[name][arm]]
+
+
+@dataclass(frozen=True)
+class Removed:
+    """Answers with and without components of one block."""
+
+    start: Start
+    task: Task
+    intact: Mapping[str, Any]
+    places: Mapping[str, int]
+    """Label -> block."""
+    found: Mapping[tuple[str, int, str], Mapping[str, Any]]
+    """(label, components, way) -> what became of the answers."""
+
+
+def adapted(desk: Desk, found: Profiled, task: Task, asked: Adaptation) -> Adapted:
+    """Every set of blocks trained alone on a domain, at the rate that serves it."""
+    own = on(task, found.start.model)
+    blocks, outside = layers_of(desk, own)
+    sets = block_sets(found.order, size_of(asked.share, len(blocks)), asked.draws)
+    arms: dict[str, Sets] = {name: trained_sets(one, blocks) for name, one in sets.items()}
+    arms[ALL] = every([*(name for block in blocks for name in block), *outside])
+    trained, rates = retrained(desk, own, arms, asked.seeds, asked.rates)
+    return Adapted(found.start, own, desk.ask(own, "before", [{}])[0], _first(sets), trained, rates)
+
+
+def defended(desk: Desk, found: Profiled, asked: Defence) -> list[Defended]:
+    """Every share of blocks frozen under every attack; each arm at the rate that serves it on clean records."""
+    task = on(asked.task, found.start.model)
+    blocks, outside = layers_of(desk, task)
+    before = {name: desk.ask(task, "unpoisoned", [{"poison": asdict(one)}])[0] for name, one in asked.poisons.items()}
+    results = []
+    for share in asked.shares:
+        size = size_of(share, len(blocks))
+        sets = {name: one for name, one in block_sets(found.order, size, asked.draws).items() if name in DEFENDING}
+        arms: dict[str, Sets] = {name: frozen_sets(one, blocks, outside) for name, one in sets.items()}
+        arms[NONE] = frozen_sets(lambda seed: [()], blocks, outside)
+        rates = best_rates(desk, task, arms, asked.rates)[0]
+        tuned = {name: _poisoned(desk, task, arms, rates, asked, name) for name in asked.poisons}
+        results.append(Defended(found.start, task, size, before, _first(sets), tuned, rates))
+    return results
+
+
+def _poisoned(
+    desk: Desk, task: Task, arms: Mapping[str, Sets], rates: Mapping[str, float], asked: Defence, trigger: str
+) -> dict[str, PerSeed]:
+    poison = asdict(asked.poisons[trigger])
+    places = [(arm, seed, names) for seed in range(asked.seeds) for arm in arms for names in arms[arm](seed)]
+    given = [{"layers": list(names), "seed": seed, "lr": rates[arm], "poison": poison} for arm, seed, names in places]
+    drawn: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for (arm, seed, _), result in zip(places, desk.ask(task, "poisoned", given), strict=True):
+        drawn.setdefault((arm, seed), []).append(result)
+    return {arm: tuple(averaged(drawn[arm, seed]) for seed in range(asked.seeds)) for arm in arms}
+
+
+def removed(desk: Desk, found: Profiled, asked: Removal) -> Removed:
+    """Components taken out of the most critical block, the middle one and the least critical one."""
+    task = on(asked.task, found.start.model)
+    order = found.order
+    places = {"most critical": order[0], "least critical": order[-1]}
+    if (middle := len(order) // 2) not in places.values():
+        places["in the middle"] = middle
+    keys = [
+        (label, count, way)
+        for label in places
+        for count in asked.components
+        for way in ("stored", "projected", "random")
+    ]
+    common = {"records": asked.records, "new_tokens": asked.new_tokens}
+    given: list[dict[str, Any]] = [{"block": None, "components": 0, "way": "stored", **common}]
+    given += [{"block": places[label], "components": count, "way": way, **common} for label, count, way in keys]
+    intact, *rest = desk.ask(task, "removal", given)
+    return Removed(found.start, task, intact, places, dict(zip(keys, rest, strict=True)))
+
+
+def _first(sets: Mapping[str, BlockSets]) -> dict[str, tuple[tuple[int, ...], ...]]:
+    return {name: tuple(one(0)) for name, one in sets.items()}
+
+
+def chosen(found: Sequence[Profiled], base: str, kinds: Sequence[str]) -> list[Profiled]:
+    """The starting points of one base, of those kinds."""
+    return [one for one in found if one.start.base.name == base and one.start.kind in kinds]
