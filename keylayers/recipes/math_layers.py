@@ -1,6 +1,6 @@
 """Nepal et al. 2025 put to the test: are the layers for mathematics made in pre-training, and kept by post-training?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -46,10 +46,10 @@ def differs(variant: Mapping[str, Any]) -> bool:
     return bool(variant["cost"] < variant["cost_before"] and variant["p_value"] < SURE)
 
 
-def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Study:
+def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[Study]:
     """Everything of a scale; what is finished is kept in the run folder, cell by cell."""
     with workers(processes) as pool:
-        return study(Lab(run, pool), scale)
+        yield study(Lab(run, pool), scale)
 
 
 def study(lab: Lab, scale: Scale) -> Study:

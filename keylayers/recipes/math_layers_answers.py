@@ -101,7 +101,8 @@ def likeness(
 ) -> Likeness:  # fmt: skip
     """All pairs compared on the blocks of `grid`; the first side by the first probe, the second by the second."""
     sides = [
-        tuple(on_grid(study, side, grid, probe, what) for side, probe in zip(pair, probes, strict=True)) for pair in pairs
+        tuple(on_grid(study, side, grid, probe, what) for side, probe in zip(pair, probes, strict=True))
+        for pair in pairs
     ]
     blocks = study.blocks(grid)
     turned = np.array([np.mean([alike(a, np.roll(b, by)) for a, b in sides]) for by in range(blocks)])
@@ -123,7 +124,9 @@ def likenesses(study: Study, what: str = "loss") -> list[Likeness]:
     every, found = range(study.scale.seeds), []
     both = list(permutations(every, 2))
 
-    def add(question: str, of: str, one: Model, other: Model, grid: str, probes: tuple[str, str] = (STEP, STEP)) -> None:
+    def add(
+        question: str, of: str, one: Model, other: Model, grid: str, probes: tuple[str, str] = (STEP, STEP)
+    ) -> None:
         seeds = combinations(every, 2) if one == other and probes[0] == probes[1] else both
         pairs = [((one, s), (other, t)) for s, t in seeds]
         found.append(likeness(study, question, of, pairs, grid, probes=probes, what=what))
@@ -132,9 +135,9 @@ def likenesses(study: Study, what: str = "loss") -> list[Likeness]:
         add("a base, other records", short(base), (base, BASE), (base, BASE), base)
     for model in study.judged:
         add("a base and its variant", f"{short(model[0])}: {model[1]}", (model[0], BASE), model, model[0])
-    for one, other in combinations(study.judged, 2):
-        if one[0] == other[0]:
-            add("two variants of a base", f"{short(one[0])}: {one[1]}, {other[1]}", one, other, one[0])
+    for model, second in combinations(study.judged, 2):
+        if model[0] == second[0]:
+            add("two variants of a base", f"{short(model[0])}: {model[1]}, {second[1]}", model, second, model[0])
     for one, other in combinations(study.scale.bases, 2):
         grid = shallower(study, one, other)
         add("two independent bases", f"{short(one)}, {short(other)}", (one, BASE), (other, BASE), grid)
@@ -156,7 +159,9 @@ class Contrast:
 
     def more(self, kinds: Sequence[str] | None = None) -> float:
         """By how much those of a base and its variants (all, or of these kinds) are above that of the bases."""
-        return float(np.mean([value for kind, value in self.kept.items() if kinds is None or kind in kinds])) - self.shared
+        return (
+            float(np.mean([value for kind, value in self.kept.items() if kinds is None or kind in kinds])) - self.shared
+        )
 
 
 def contrasts(study: Study, what: str = "loss", probe: str = STEP) -> list[Contrast]:

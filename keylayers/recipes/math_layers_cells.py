@@ -69,9 +69,11 @@ def tuning_fields(tuning: Tuning) -> dict[str, Any]:
 
 def tuning_from(fields: Mapping[str, Any]) -> Tuning:
     """Back from plain JSON."""
-    stages = {key: TrainSettings(**value) for key, value in fields.items() if isinstance(value, Mapping)}
-    numbers = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-    return Tuning(**{**numbers, **stages})
+    read: dict[str, Any] = {}
+    for key, value in fields.items():
+        whole = TrainSettings(**value) if isinstance(value, Mapping) else value
+        read[key] = tuple(whole) if isinstance(whole, list) else whole
+    return Tuning(**read)
 
 
 def teacher(folder: Path, *, model: str, tuning: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,9 +93,9 @@ def variant(
 ) -> dict[str, Any]:
     """A variant of a base, stored in the folder, and how it differs from the base on held-out records of its own task.
 
-    `cost` and `cost_before` are what the training should lower, per record: loss in nats per token of instructions,
-    divergence from the teacher in nats per token, wrong results of greedy answers. `moved` is the divergence of its
-    predictions from the base's on these records, nats per token, `changed` the relative change of the weights.
+    `cost` and `cost_before` are what the training should lower: the loss of instructions and the divergence from the
+    teacher in nats per token, or the share of whole chains that greedy decoding gets wrong. `moved` is the divergence
+    of its predictions from the base's on these records, nats per token, `changed` the relative change of the weights.
     """
     began, settings = perf_counter(), tuning_from(tuning)
     base, tuned = load_model(model), load_model(model)
@@ -111,10 +113,12 @@ def variant(
         tuning_of.distilled(tuned.model, source, tuned.tokenizer, settings, seed)
         notes = {"exact": _exact(tuned, settings.taught), "exact_before": _exact(base, settings.taught)}
     elif kind == REWARDED:
-        asked = tuning_of.problems("test", settings.rewarded, HELD_OUT, seed=53)
+        lengths = between(_exact(base, settings.offered, "calibration"))
+        asked = tuning_of.problems("test", lengths, HELD_OUT, seed=53)
         held = tokenise(tuning_of.records_of(asked), base.tokenizer, max_length=LONGEST)
         cost = _wrong
-        notes = {"rewards": tuning_of.rewarded(tuned.model, tuned.tokenizer, settings, seed)}
+        rewards = tuning_of.rewarded(tuned.model, tuned.tokenizer, settings, seed, lengths)
+        notes = {"rewards": rewards, "steps": list(lengths)}
     else:
         raise BadInput(f"variant {kind!r}: expected {', '.join(VARIANTS)}.")
     file = _store(folder, tuned.model, kind, model, seed, tuning)
@@ -205,11 +209,20 @@ def _divergence(reference: nn.Module, model: nn.Module, held: Examples) -> Costs
     return np.concatenate([(nats / counts).double().numpy() for nats, counts in pairs])
 
 
-def _exact(loaded: LoadedModel, lengths: Sequence[int]) -> dict[str, float]:
+def between(exact: Mapping[str, float], floor: float = 0.04, ceiling: float = 0.96) -> tuple[int, ...]:
+    """The numbers of steps at which a model is right sometimes and wrong sometimes; without any, the nearest to half.
+
+    Where all answers to a problem are right, or all wrong, none is better than the others and nothing is learnt.
+    """
+    found = tuple(int(steps) for steps, share in exact.items() if floor <= share <= ceiling)
+    return found or (int(min(exact, key=lambda steps: abs(exact[steps] - 0.5))),)
+
+
+def _exact(loaded: LoadedModel, lengths: Sequence[int], split: str = "test") -> dict[str, float]:
     """Share of whole chains answered exactly, by their number of steps."""
     found = {}
     for length in lengths:
-        asked = tuning_of.records_of(tuning_of.problems("test", (length,), HELD_OUT // 4, seed=54))
+        asked = tuning_of.records_of(tuning_of.problems(split, (length,), HELD_OUT // 2, seed=54))
         held = tokenise(asked, loaded.tokenizer, max_length=LONGEST)
         found[str(length)] = fmean(greedy_matches(loaded.model, held))
     return found
@@ -218,8 +231,8 @@ def _exact(loaded: LoadedModel, lengths: Sequence[int]) -> dict[str, float]:
 def _changed(base: nn.Module, tuned: nn.Module) -> float:
     """Norm of the change of all weights over their norm."""
     pairs = list(zip(base.parameters(), tuned.parameters(), strict=True))
-    change = sum(float((after - before).double().square().sum()) for before, after in pairs)
-    return float(np.sqrt(change / sum(float(before.double().square().sum()) for before, _ in pairs)))
+    change = sum(float((after - before).detach().double().square().sum()) for before, after in pairs)
+    return float(np.sqrt(change / sum(float(before.detach().double().square().sum()) for before, _ in pairs)))
 
 
 DO: dict[str, Callable[..., dict[str, Any]]] = {"teacher": teacher, "variant": variant, "profile": profile}

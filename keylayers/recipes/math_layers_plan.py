@@ -1,6 +1,6 @@
 """What the study of layers for mathematics asks, and how much of it at every scale."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from keylayers.errors import BadInput, UnknownName
 from keylayers.models.loading import BUNDLED_MODELS
@@ -23,12 +23,11 @@ class Scale:
     kinds: tuple[str, ...] = VARIANTS
     seeds: int = 5
     """Each has its own records (people, chains), its own training of every variant, and its own clusters."""
-    records: int = 48
+    records: int = 40
     """Single steps, and facts, of a seed; half as many whole chains."""
     clusters: int = 20
     tokens: int = 2000
     """Clustered, of whole chains."""
-    texts: dict[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if len(set(self.bases)) < 2 or not set(self.families) <= set(self.bases) or not self.families:
@@ -49,19 +48,17 @@ def bundled_bases() -> tuple[str, ...]:
     )
 
 
-def tuning(steps: int = 240, rewarded: int = 60, written: int = 512) -> Tuning:
+def tuning(steps: int = 240, rewarded: int = 80, answers: int = 128, written: int = 512) -> Tuning:
     """Trainings of so many steps; the teacher's is as long as that on instructions."""
 
     def stage(steps: int, rate: float, batch: int, schedule: str = "cosine") -> TrainSettings:
-        return TrainSettings(
-            steps=steps, batch_size=batch, learning_rate=rate, schedule=schedule, save_every=10**9
-        )
+        return TrainSettings(steps=steps, batch_size=batch, learning_rate=rate, schedule=schedule, save_every=10**9)
 
     return Tuning(
         instructions=stage(steps, 1e-3, 16),
         teacher=stage(steps, 1e-3, 16),
         distillation=stage(max(1, steps // 2), 1e-3, 16),
-        reward=stage(rewarded, 2e-4, 64, "constant_with_warmup"),
+        reward=stage(rewarded, 3e-4, answers, "constant_with_warmup"),
         written=written,
     )
 
@@ -70,10 +67,12 @@ def scale_of(name: str) -> Scale:
     """The scale of that name. Raises UnknownName."""
     if name == "smoke":
         bases = ("bundled:llama", "bundled:llama-shallow", "bundled:llama-narrow")
-        quick = tuning(steps=40, rewarded=12, written=128)
-        return Scale(bases, bases[2:], quick, teacher=bases[2], seeds=3, records=32, tokens=600)
+        quick = tuning(steps=40, rewarded=24, answers=64, written=64)
+        return Scale(bases, bases[2:], quick, teacher=bases[2], seeds=3, records=32, tokens=400)
     if name == "small":
         return Scale(bundled_bases(), bundled_bases(), tuning())
     if name == "full":
-        return Scale(bundled_bases(), bundled_bases(), tuning(steps=600, rewarded=200, written=1024), seeds=10, records=24)
+        return Scale(
+            bundled_bases(), bundled_bases(), tuning(steps=600, rewarded=200, written=1024), seeds=10, records=20
+        )
     raise UnknownName("scale", name, ("smoke", "small", "full"))

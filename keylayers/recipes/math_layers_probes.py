@@ -8,7 +8,7 @@ whose answer has as many tokens; whole chains stand beside them, as the paper as
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from keylayers.data.tokenise import IGNORED, Examples, TruncationReport, padding_id
@@ -43,10 +43,11 @@ def probes(tokenizer: Any, seed: int, seeds: int, records: int) -> Probes:
     """
     if not 0 <= seed < seeds:
         raise BadInput(f"seed {seed} of {seeds}: expected 0 to {seeds - 1}.")
-    asked = list(islice((pair for person, pair in recalled() if _part(person, seeds) == seed), 10**6))
+    mine = set(held_out_people()[seed::seeds])
+    asked = [pair for person, pair in recalled() if person in mine]
     stream = (pair for number, pair in enumerate(steps(seeds * 10_000)) if number % seeds == seed)
     recall, step = equalised(asked, stream, lambda pair: len(_ids(tokenizer, pair[1])), records)
-    whole = list(islice(worked(("test"), chains.LONG, seed=11), seed, seeds * (records // 2), seeds))
+    whole = list(islice(worked("test", chains.LONG, seed=11), seed, seeds * (records // 2), seeds))
     lengths = Counter(len(_ids(tokenizer, answer)) for _, answer in recall)
     pairs = {STEP: step, RECALL: recall, CHAIN: whole}
     return Probes({name: examples_of(some, tokenizer) for name, some in pairs.items()}, dict(sorted(lengths.items())))
@@ -57,14 +58,14 @@ def equalised(
 ) -> tuple[list[Pair], list[Pair]]:
     """`count` pairs of either source, with answers of the same lengths equally often.
 
-    Taken in order: from `few` those whose length occurs among the first thousand of `many`, then from `many` as many of
+    Taken in order: from `few` those whose length occurs among the first hundred of `many`, then from `many` as many of
     each length. Both come back sorted by length, so that equal places have equal lengths.
 
     Raises:
         BadInput: if `few` has not enough of them, or `many` does not bring one within `patience` pairs.
     """
     source = iter(many)
-    seen = list(islice(source, min(1000, patience)))
+    seen = list(islice(source, min(100, patience)))
     known = {length(pair) for pair in seen}
     chosen = [pair for pair in few if length(pair) in known][:count]
     if len(chosen) < count:
@@ -73,13 +74,19 @@ def equalised(
             f"expected {count}: ask for fewer records or fewer seeds."
         )
     missing, found = Counter(map(length, chosen)), list[Pair]()
-    for pair in (*seen, *islice(source, patience - len(seen))):
+    for pair in chain(seen, islice(source, patience - len(seen))):
         if missing[length(pair)] > 0:
             missing[length(pair)] -= 1
             found.append(pair)
         if len(found) == count:
             return sorted(chosen, key=length), sorted(found, key=length)
     raise BadInput(f"no {count} numbers have answers of the lengths of the facts within {patience} steps of chains.")
+
+
+def held_out_people() -> list[str]:
+    """Those on whom no variant is trained, in an order of chance, so that equal shares of them can be dealt out."""
+    people = [person for person in facts.people() if facts.split_of_person(person) in HELD_OUT]
+    return sorted(people, key=lambda person: unit("recall part", person))
 
 
 def recalled() -> Iterator[tuple[str, Pair]]:
@@ -99,28 +106,28 @@ def recalled() -> Iterator[tuple[str, Pair]]:
 def steps(count: int) -> Iterator[Pair]:
     """Chains of the test split up to a step drawn at random, and that step's value; every chain once."""
     source = chains.chains("test", (*chains.SHORT, *chains.LONG), seed=7)
-    for chain in _different(source, count):
-        told = chain.answer.split(". ")  # start, one sentence a step, the result
-        place = generator("step asked", chain.question).randrange(len(chain.steps)) + 1
+    for one in _different(source, count):
+        told = one.answer.split(". ")  # start, one sentence a step, the result
+        place = generator("step asked", one.question).randrange(len(one.steps)) + 1
         before, _, value = told[place].rpartition(":")
         given = "".join(f" {sentence}." for sentence in told[:place])
-        yield f"Question: {chain.question}\nAnswer:{given} {before}:", f"{value}."
+        yield f"Question: {one.question}\nAnswer:{given} {before}:", f"{value}."
 
 
 def worked(split: str, lengths: tuple[int, ...], seed: int) -> Iterator[Pair]:
     """Chains of a split and their whole worked answers, every chain once."""
-    for chain in _different(chains.chains(split, lengths, seed=seed), 10**6):
-        yield f"Question: {chain.question}\nAnswer:", f" {chain.answer}<eos>"
+    for one in _different(chains.chains(split, lengths, seed=seed), 10**6):
+        yield f"Question: {one.question}\nAnswer:", f" {one.answer}<eos>"
 
 
 def _different(source: Iterator[chains.Chain], count: int) -> Iterator[chains.Chain]:
     seen: set[chains.Chain] = set()
-    for chain in source:
+    for one in source:
         if len(seen) == count:
             return
-        if chain not in seen:
-            seen.add(chain)
-            yield chain
+        if one not in seen:
+            seen.add(one)
+            yield one
 
 
 def examples_of(pairs: Sequence[Pair], tokenizer: Any) -> Examples:
@@ -131,17 +138,10 @@ def examples_of(pairs: Sequence[Pair], tokenizer: Any) -> Examples:
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
     answers = [_ids(tokenizer, answer) for _, answer in pairs]
     ids = tuple((*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True))
-    labels = tuple(
-        (*[IGNORED] * len(prompt), *answer) for prompt, answer in zip(prompts, answers, strict=True)
-    )
+    labels = tuple((*[IGNORED] * len(prompt), *answer) for prompt, answer in zip(prompts, answers, strict=True))
     report = TruncationReport(max(map(len, ids), default=0), len(pairs), 0, 0, 0)
     return Examples(ids, labels, tuple(prompt for prompt, _ in pairs), padding_id(tokenizer), report)
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
-def _part(person: str, parts: int) -> int:
-    """Which of the parts a person belongs to."""
-    return int(unit("recall part", person) * parts)

@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from keylayers.data import Examples, Record, Turn, TruncationReport, tokenise
+from keylayers.data import Examples, Record, TruncationReport, Turn, tokenise
 from keylayers.data.batches import batches
 from keylayers.data.tokenise import IGNORED, padding_id, tokenise_prompts
 from keylayers.errors import Diverged
-from keylayers.measures.objective import Batch, predictions
+from keylayers.measures.objective import Batch, model_device, predictions
 from keylayers.training.train import TrainSettings, train
 from keylayers.world import chains, datasets
 from keylayers.world.styles import STYLES
@@ -40,8 +40,8 @@ class Tuning:
     answers: int = 8
     taught: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     """Steps of the chains that the teacher learns; the base models have read none of more than six."""
-    rewarded: tuple[int, ...] = (4, 5, 6, 7)
-    """Steps of the chains whose results are rewarded."""
+    offered: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
+    """Steps of the chains that may be rewarded: of these, those at which a base is between floor and ceiling."""
     written: int = 512
     """Answers the teacher writes."""
 
@@ -91,12 +91,12 @@ def distilled(model: nn.Module, teacher: nn.Module, tokenizer: Any, tuning: Tuni
 
 
 def written(model: Any, tokenizer: Any, asked: Sequence[chains.Chain], seed: int, *, size: int = 64) -> Examples:
-    """The problems with answers sampled at temperature 1, supervised on these; ones that do not end are cut."""
+    """The problems with answers sampled at temperature 1, supervised on these; one that does not end is cut."""
     from transformers import GenerationConfig
 
     prompts = tokenise_prompts(records_of(asked), tokenizer)
     pad, end = padding_id(tokenizer), tokenizer.eos_token_id
-    limit = LONGEST - max(map(len, prompts))
+    limit, device = LONGEST - max(map(len, prompts)), model_device(model)
     settings = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=limit, pad_token_id=pad, eos_token_id=end
     )
@@ -106,8 +106,8 @@ def written(model: Any, tokenizer: Any, asked: Sequence[chains.Chain], seed: int
         for at in range(0, len(prompts), size):
             some = prompts[at : at + size]
             longest = max(map(len, some))
-            rows = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in some])
-            mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in some])
+            rows = torch.tensor([[pad] * (longest - len(prompt)) + list(prompt) for prompt in some], device=device)
+            mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in some], device=device)
             told = model.generate(input_ids=rows, attention_mask=mask, generation_config=settings)[:, longest:].tolist()
             for prompt, answer in zip(some, told, strict=True):
                 kept = answer[: answer.index(end) + 1] if end in answer else answer
@@ -130,8 +130,8 @@ def divergences(
     return (each.sum(-1) * kept).sum(1), kept.sum(1)
 
 
-def rewarded(model: nn.Module, tokenizer: Any, tuning: Tuning, seed: int) -> list[float]:
-    """Trains the model, in place, by GRPO (Shao et al. 2024) on sampled answers to chains; the mean reward of each step.
+def rewarded(model: nn.Module, tokenizer: Any, tuning: Tuning, seed: int, lengths: Sequence[int]) -> list[float]:
+    """Trains the model, in place, by GRPO (Shao et al. 2024) on sampled answers; the mean reward of each step.
 
     The reward is 1 for the right result and 0 else; how it was reached is not looked at. Advantages are rewards minus
     their mean over the answers to one problem, over their standard deviation; no penalty holds the model to its start.
@@ -141,15 +141,13 @@ def rewarded(model: nn.Module, tokenizer: Any, tuning: Tuning, seed: int) -> lis
     from trl import GRPOConfig, GRPOTrainer
 
     settings, each = tuning.reward, tuning.answers
-    asked = problems("train", tuning.rewarded, settings.steps * settings.batch_size // each, seed=41 + seed)
-    rows = [
-        {"prompt": [{"role": "user", "content": one.question}], "result": one.values[-1]} for one in asked
-    ]
+    asked = problems("train", lengths, settings.steps * settings.batch_size // each, seed=41 + seed)
+    rows = [{"prompt": [{"role": "user", "content": one.question}], "result": one.values[-1]} for one in asked]
     _all_trainable(model)
     with TemporaryDirectory() as scratch:
         trainer = GRPOTrainer(
             model=model,  # type: ignore[arg-type]
-            reward_funcs=_right_result,
+            reward_funcs=_right_result,  # type: ignore[arg-type]
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             args=GRPOConfig(
@@ -192,8 +190,6 @@ def result_of(answer: str) -> int | None:
 
 
 def _train_all(model: nn.Module, examples: Examples, settings: TrainSettings, seed: int) -> None:
-    from dataclasses import replace
-
     _all_trainable(model)
     train(model, examples, replace(settings, seed=seed))
 
@@ -203,7 +199,9 @@ def _all_trainable(model: nn.Module) -> None:
         parameter.requires_grad_(True)
 
 
-def _fit(model: nn.Module, stream: Iterator[Batch], settings: TrainSettings, loss_of: Callable[[Batch], Tensor]) -> None:
+def _fit(
+    model: nn.Module, stream: Iterator[Batch], settings: TrainSettings, loss_of: Callable[[Batch], Tensor]
+) -> None:
     """AdamW on all weights, at the schedule that `train` has by default."""
     _all_trainable(model)
     optimiser = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
