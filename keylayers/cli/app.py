@@ -69,7 +69,7 @@ def score(
     granularity: Annotated[
         str | None,
         typer.Option(
-            help="block, sublayer, linear, expert, router or conv; default linear, or what the criteria score."
+            help="block, sublayer, linear, expert, router, conv or skip; default linear, or what the criteria score."
         ),
     ] = None,
     weights: o.Weights = None,
@@ -280,7 +280,7 @@ def report(
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="ila.")],
+    paper: Annotated[str, typer.Argument(help="ila, math-layers or data-oblivious.")],
     scale: Annotated[str, typer.Option(help="smoke (minutes), small (hours) or full.")] = "smoke",
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     processes: Annotated[int, typer.Option(help="Computations side by side.")] = 2,

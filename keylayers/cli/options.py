@@ -57,7 +57,7 @@ Config = Annotated[
 Model = Annotated[str, typer.Option(help="Hub id, folder, bundled:llama, or package.module:factory.")]
 Data = Annotated[str, typer.Option(help="Hub id, .json .jsonl .parquet .csv .txt (also .gz), or bundled:NAME.")]
 Weights = Annotated[str | None, typer.Option(help="Safetensors for a package.module:factory model.")]
-Granularity = Annotated[str, typer.Option(help="block, sublayer, linear, expert, router or conv.")]
+Granularity = Annotated[str, typer.Option(help="block, sublayer, linear, expert, router, conv or skip.")]
 Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: prompt=NAME, completion=NAME.")]
 Records = Annotated[int | None, typer.Option(help="Most training records.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens a record is cut at; default: context, at most 512.")]

@@ -1,13 +1,91 @@
 """A paper's experiment with controls, beside its published figures."""
 
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from keylayers.cli.terminal import quiet_libraries, say
 from keylayers.errors import BadInput, UnknownName
 
-PAPERS = {"ila": "learned masks over deltas: are the rankings stable, are the layers worth training? (Shi et al. 2025)"}
 SCALES = ("smoke", "small", "full")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper's experiment: how much of it there is, doing it, and the page it ends in."""
+
+    scale_of: Callable[[str], Any]
+    """Name of a scale -> what is asked at it."""
+    reproduce: Callable[..., Any]
+    """(what is asked, run folder, processes) -> all that was measured so far, after every part."""
+    page: Callable[[Any, str], str]
+    """(what was measured, name of the scale) -> Markdown."""
+    plain: Callable[[Any], Mapping[str, Any]]
+    """What was measured, as JSON."""
+    lacks: Callable[[Any], str | None] = lambda asked: None
+    """What is asked -> what the machine lacks for the whole of it."""
+
+
+def _ila() -> Paper:
+    from keylayers.recipes import ila, ila_plan, ila_tables
+    from keylayers.studies.pages import page
+
+    def told(study: ila.Study, scale: str) -> str:
+        text = ila_tables.introduction(study.tasks, scale)
+        return page("ILA and its rivals, measured", text, ila_tables.tables(study))
+
+    def lacks(asked: ila_plan.Scale) -> str | None:
+        if len(asked.tasks) < 2 or any(task.name.startswith("stories260K") for task in asked.tasks):
+            return None
+        return "without the real model and data: set KEYLAYERS_MODELS and KEYLAYERS_DATA (docs/stories260K.md)"
+
+    return Paper(ila_plan.scale_of, ila.reproduce, told, ila_tables.plain, lacks)
+
+
+def _math_layers() -> Paper:
+    from keylayers.recipes import math_layers, math_layers_plan, math_layers_tables
+    from keylayers.studies.pages import page
+
+    def told(study: math_layers.Study, scale: str) -> str:
+        text = math_layers_tables.introduction(study, scale)
+        return page("Layers for mathematics, measured", text, math_layers_tables.tables(study))
+
+    return Paper(math_layers_plan.scale_of, math_layers.reproduce, told, math_layers_tables.plain)
+
+
+def _data_oblivious() -> Paper:
+    from keylayers.recipes import oblivious, oblivious_plain, oblivious_plan, oblivious_tables
+    from keylayers.studies.pages import page
+
+    def told(study: oblivious.Study, scale: str) -> str:
+        text = oblivious_tables.introduction(study, scale)
+        return page("Data-oblivious critical layers, measured", text, oblivious_tables.tables(study))
+
+    def lacks(asked: oblivious_plan.Scale) -> str | None:
+        if len(asked.bases) < 2 or any(base.name == "stories260K" for base in asked.bases):
+            return None
+        return "without the real model and data: set KEYLAYERS_MODELS and KEYLAYERS_DATA (docs/stories260K.md)"
+
+    return Paper(oblivious_plan.scale_of, oblivious.reproduce, told, oblivious_plain.plain, lacks)
+
+
+PAPERS: dict[str, tuple[str, Callable[[], Paper]]] = {
+    "ila": (
+        "learned masks over deltas: are the rankings stable, are the layers worth training? (Shi et al. 2025)",
+        _ila,
+    ),
+    "math-layers": (
+        "are the blocks for mathematics made in pre-training, and kept by post-training? (Nepal et al. 2025)",
+        _math_layers,
+    ),
+    "data-oblivious": (
+        "does the representation of untuned models show which blocks tuning and backdoors need? (Liu et al. 2025)",
+        _data_oblivious,
+    ),
+}
+"""Name -> what the paper asks, and its experiment, which is imported only to be done."""
 
 
 def run_reproduce(paper: str, scale: str, out: Path | None, processes: int, fresh: bool) -> None:
@@ -19,22 +97,20 @@ def run_reproduce(paper: str, scale: str, out: Path | None, processes: int, fres
     if processes < 1:
         raise BadInput(f"--processes {processes}: expected at least 1.")
     folder = out or Path("runs") / f"{paper}-{scale}"
-    say(f"{paper}, {scale}: {PAPERS[paper]}; results in {folder}")
+    asks, parts = PAPERS[paper]
+    say(f"{paper}, {scale}: {asks}; results in {folder}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_libraries()
-    from keylayers.recipes.ila import reproduce
-    from keylayers.recipes.ila_plan import scale_of
-    from keylayers.recipes.ila_tables import introduction, plain, tables
     from keylayers.runs import open_run, write_json, write_text
-    from keylayers.studies.pages import page
 
-    asked = scale_of(scale)
-    if scale != "smoke" and not any(task.name.startswith("stories260K") for task in asked.tasks):
-        say("without the real model and data: set KEYLAYERS_MODELS and KEYLAYERS_DATA (docs/stories260K.md)")
+    experiment = parts()
+    asked = experiment.scale_of(scale)
+    if lacking := experiment.lacks(asked):
+        say(lacking)
     with open_run(folder, f"reproduce {paper}", {"scale": scale}, fresh=fresh) as run:
-        study = reproduce(asked, run, processes)
-        write_json(folder / "results.json", plain(study))
-        text = page("ILA and its rivals, measured", introduction(study.tasks, scale), tables(study))
-        write_text(folder / "results.md", text)
+        for study in experiment.reproduce(asked, run, processes):
+            write_json(folder / "results.json", experiment.plain(study))
+            write_text(folder / "results.md", text := experiment.page(study, scale))
+            say(f"so far in {folder / 'results.md'}")
     say(text)
     say(f"stored in {folder / 'results.md'}; every figure behind it in {folder / 'results.json'}")

@@ -37,7 +37,8 @@ CRITERIA = {
 }
 """Name -> one line on the idea; the name is also the file's and the function's."""
 
-DEFAULT, DEFAULT_SETTINGS = "path_integral", {"points": 1}
+DEFAULT = "path_integral"
+DEFAULT_SETTINGS: dict[str, str] = {"points": "1"}
 """What ranks layers where nobody names a criterion: the midpoint gradient; why is said in docs/ila.md."""
 
 

@@ -1,7 +1,7 @@
 """ILA (Shi et al., COLM 2025) and its rivals put to the test: are the layers they choose worth training?"""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from keylayers.recipes.bench import Task
@@ -53,18 +53,23 @@ class Study:
     carried: Carried | None = None
 
 
-def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Study:
-    """Everything of a scale, part by part; what is finished is kept in the run folder, cell by cell."""
+def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[Study]:
+    """What is known after every part of a scale; what is finished is kept in the run folder, cell by cell."""
+    study = Study(())
     with workers(processes) as pool:
         desk = Desk(run, pool)
-        return Study(
-            tuple(_task(task, scale, desk) for task in scale.tasks),
-            tuple(overlaps(desk, scale.stability)) if scale.stability else (),
-            sweeps(desk, scale.sweep) if scale.sweep else (),
-            tuple(frugal(desk, scale.frugal)) if scale.frugal else (),
-            reasoning(desk, scale.reasoning) if scale.reasoning else None,
-            transfer(desk, scale.transfer) if scale.transfer else None,
-        )
+        for task in scale.tasks:
+            yield (study := replace(study, tasks=(*study.tasks, _task(task, scale, desk))))
+        if scale.frugal:
+            yield (study := replace(study, chosen=tuple(frugal(desk, scale.frugal))))
+        if scale.sweep:
+            yield (study := replace(study, swept=sweeps(desk, scale.sweep)))
+        if scale.reasoning:
+            yield (study := replace(study, answered=reasoning(desk, scale.reasoning)))
+        if scale.transfer:
+            yield (study := replace(study, carried=transfer(desk, scale.transfer)))
+        if scale.stability:
+            yield replace(study, overlaps=tuple(overlaps(desk, scale.stability)))
 
 
 def _task(task: Task, scale: Scale, desk: Desk) -> TaskResults:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
-from keylayers.recipes.ila_plan import WAYS, Frugal, bundled_task
+from keylayers.recipes.ila_plan import WAYS, Frugal, bundled_task, real_tasks
 from keylayers.recipes.rankings import candidates, rankings
 from keylayers.recipes.retraining import ALL, RANDOM, Sets, best_of, every, random_like, retrained
 from keylayers.scores import LayerScores
@@ -32,7 +32,8 @@ class Chosen:
 
 def frugal(desk: Desk, asked: Frugal) -> list[Chosen]:
     """The comparison for every task."""
-    return [_chosen(desk, bundled_task(name, asked.steps), asked) for name in asked.tasks]
+    tasks = [*map(bundled_task, asked.tasks), *real_tasks()[: asked.real]]
+    return [_chosen(desk, replace(task, training=replace(task.training, steps=asked.steps)), asked) for task in tasks]
 
 
 def _chosen(desk: Desk, task: Task, asked: Frugal) -> Chosen:

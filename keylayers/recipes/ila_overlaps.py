@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keylayers.maths.stability import holm
+from keylayers.maths.stability import holm, together
 from keylayers.measures.intervals import jackknife
 from keylayers.recipes.ila import TaskResults
 from keylayers.recipes.ila_stability import Overlap, across, within
@@ -22,10 +22,10 @@ COLUMNS = (
 
 
 def overlap_table(overlaps: Sequence[Overlap]) -> Table:
-    """One row per overlap; its p-values are the largest of its pairs, so that they speak for all of them."""
+    """One row per overlap; its p-values are of all its pairs together."""
     found = [[agreement(a, b, TOP) for _, _, a, b in one.pairs] for one in overlaps]
-    largest = np.array([[max(pair.top.p_value(null) for pair in each) for null in NULLS] for each in found])
-    adjusted = holm(largest.ravel()).reshape(largest.shape)
+    combined = [[together(np.array([pair.top.p_value(null) for pair in each])) for null in NULLS] for each in found]
+    adjusted = holm(np.array(combined).ravel()).reshape(-1, len(NULLS))
     rows = []
     for one, each, p in zip(overlaps, found, adjusted, strict=True):
         members = [(first, second) for first, second, _, _ in one.pairs]
@@ -45,9 +45,10 @@ def overlap_table(overlaps: Sequence[Overlap]) -> Table:
         )  # fmt: skip
     notes = (
         "Means over all pairs of independent procedures (different seeds); intervals: 95 %, jackknife over procedures. "
-        "p: the largest of a row's pairs, adjusted for all rows and nulls of this table (Holm): small means that every "
-        "pair overlaps more than random sets, than random sets of the same kinds, or than the ranking shifted along "
-        "depth. A high overlap beside a large `p same kinds` says that rankings agree on kinds, not on layers.",
+        "p: of a row's pairs together (harmonic mean, valid under any dependence), adjusted for all rows and nulls of "
+        "this table (Holm): small means that they overlap more than random sets, than random sets of the same kinds, "
+        "or than the ranking shifted along depth. A high overlap beside a large `p same kinds` says that rankings "
+        "agree on kinds, not on layers.",
     )
     return Table("Do rankings agree?", COLUMNS, tuple(rows), notes)
 

@@ -18,8 +18,8 @@ WAYS = {
     "path integral": Way("path_integral", {"points": 4}),
     "midpoint": Way("path_integral", {"points": 1}),
     "midpoint, 25 % of stage 1": Way("path_integral", {"points": 1}, 0.25, records=32),
-    "leave one out": Way("leave_one_out"),
-    "add one in": Way("add_one_in"),
+    "leave one out": Way("leave_one_out", records=32),
+    "add one in": Way("add_one_in", records=32),
     "norm": Way("delta_norm"),
     "first step": Way("first_step", {}, None),
     "midpoint per parameter": Way("path_integral", {"points": 1}, by="density"),
@@ -62,7 +62,7 @@ class Sweep:
     """How the share that is trained is varied."""
 
     task: str = "pirate"
-    shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 0.9)
+    shares: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
     """Of LoRA's parameters on all layers."""
     ways: tuple[str, ...] = ("ILA (s0 = 4)", "midpoint")
     seeds: int = 3
@@ -75,7 +75,9 @@ class Sweep:
 class Frugal:
     """A longer training, whose layers are chosen from its beginning."""
 
-    tasks: tuple[str, ...] = ("pirate", "formal")
+    tasks: tuple[str, ...] = ("pirate",)
+    real: int = 1
+    """How many of the real tasks beside them, where they are there."""
     steps: int = 240
     share: float = 0.1
     """Of stage 1 that the choice sees."""

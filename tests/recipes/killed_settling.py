@@ -18,9 +18,8 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 import torch
 
 from keylayers import criteria
-from keylayers.recipes import evidence
+from keylayers.recipes import evidence, settling
 from keylayers.recipes import score as recipe
-from keylayers.recipes import settling
 from keylayers.runs import git_commit, open_run, versions
 from keylayers.scores.files import load
 from keylayers.studies.settling import Rule

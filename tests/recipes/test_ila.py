@@ -35,6 +35,13 @@ PARTS = ("stability", "sweep", "frugal", "reasoning", "transfer")
 QUICK = TrainSettings(steps=6, batch_size=4, learning_rate=1e-2, save_every=10**9)
 
 
+def _whole(scale, run) -> Study:
+    """What is known after the last part; after every part before it, one task more was known."""
+    *before, last = reproduce(scale, run, processes=1)
+    assert [len(one.tasks) for one in before] == list(range(1, len(last.tasks)))
+    return last
+
+
 @pytest.fixture(scope="module")
 def task(world) -> Task:
     return Task("small", world.inputs(), QUICK, LoraSettings(rank=2, alpha=4.0), control=str(world.data))
@@ -56,7 +63,7 @@ def study(task, tmp_path_factory):
     )
     scale = dataclasses.replace(scale, **dict.fromkeys(PARTS))
     with open_run(folder, "study", {}) as run:
-        return scale, reproduce(scale, run, processes=1).tasks, folder
+        return scale, _whole(scale, run).tasks, folder
 
 
 def test_every_arm_spends_the_same_and_is_trained_with_every_seed(study):
@@ -105,7 +112,7 @@ def test_what_is_done_is_read_back_and_the_model_is_left_as_it_was(study, monkey
     scale, results, folder = study
     monkeypatch.setattr(desk, "compute", lambda *asked: pytest.fail("computed again"))
     with open_run(folder, "study", {}) as run:
-        again = reproduce(scale, run, processes=1).tasks
+        again = _whole(scale, run).tasks
     assert ila_tables.plain(Study(again)) == ila_tables.plain(Study(results))
     place = bench.bench(scale.tasks[0].fields())
     fresh = scale.tasks[0].inputs.load_model().model.state_dict()
