@@ -3,13 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from keylayers.recipes.bench import Task
 from keylayers.recipes.cells import compute
+from keylayers.recipes.lab import Lab
 from keylayers.runs import RunFolder
-from keylayers.studies.cells import Cell, run_cells
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,8 @@ class Desk:
 
     def ask(self, task: Task, what: str, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """What the cell function `what` gives for each set of arguments, in order; the same ones are computed once."""
-        cells = [Cell(what, {"do": what, "task": task.fields(), **each}) for each in asked]
-        unique = list({cell.key: cell for cell in cells}.values())
-        work = partial(self.compute, str(self.run.path))
-        label = f"{task.name}: {what}"
-        results = run_cells(unique, work, self.run, workers=self.pool, label=label)
-        found = {cell.key: result for cell, result in zip(unique, results, strict=True)}
-        return [found[cell.key] for cell in cells]
+        cells = [{"task": task.fields(), **each} for each in asked]
+        return Lab(self.run, self.compute, self.pool).ask(what, cells, f"{task.name}: {what}")
 
 
 def averaged(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from keylayers.recipes.ila_answers import (
     transfer_claims,
     transfer_table,
 )
+from keylayers.recipes.ila_overall import gains, overall, pooled_claims, rivals, source
 from keylayers.recipes.ila_overlaps import of_results, overlap_table
 from keylayers.recipes.retraining import RANDOM
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
@@ -24,7 +25,9 @@ from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, l
 def tables(study: Study) -> list[Table]:
     """All tables of a study, the ledgers of claims first; each ledger's p-values are adjusted for its own claims."""
     results = study.tasks
-    found = [ledger(adjusted(pooled_claims(results)), "Claims over all tasks")] if len(results) > 1 else []
+    found = []
+    if len(results) > 1:
+        found = [overall(results), ledger(adjusted(pooled_claims(results)), "Claims over all tasks")]
     found.append(ledger(adjusted(task_claims(results)), "Claims, task by task"))
     others = [*(one for swept in study.swept for one in sweep_claims(swept)), *frugal_claims(study.chosen)]
     others += transfer_claims(study.carried) if study.carried else []
@@ -56,13 +59,6 @@ def introduction(results: Sequence[TaskResults], scale: str) -> str:
         "about 0.90 between data sets, 0.86 for reasoning and 0.70 between models, that freezing about 25 % helps, and "
         "that tuning 10 to 30 % comes close to tuning all."
     )
-
-
-def gains(result: TaskResults, arm: str) -> np.ndarray:
-    """Share of the gain of training all layers that an arm recovers, per seed."""
-    before = result.before["test"]
-    full = np.array([one["test"] for one in result.retrained["all"]])
-    return (before - np.array([one["test"] for one in result.retrained[arm]])) / (before - full)
 
 
 def validity(result: TaskResults) -> Table:
@@ -112,41 +108,21 @@ def costs(results: Sequence[TaskResults]) -> Table:
     return Table("What choosing costs", ("task", "scores", "seconds", "share of one full training"), tuple(rows), notes)
 
 
-def pooled_claims(results: Sequence[TaskResults]) -> list[Claim]:
-    """For each scoring, over all tasks and seeds: does it recover more of the gain than random sets of its size do?"""
-    found = []
-    for way in results[0].scores:
-        for control, rival in _rivals(way).items():
-            if all(control in result.arms for result in results):
-                ours, theirs = (np.concatenate([gains(result, arm) for result in results]) for arm in (way, control))
-                text = f"over {len(results)} tasks: {way} beats {rival}"
-                found.append(claim(text, _source(way), -theirs, -ours, "of the gain"))
-    return found
-
-
 def task_claims(results: Sequence[TaskResults]) -> list[Claim]:
     """For each task and scoring: does it beat random sets of its kinds, and of its size?"""
     found = []
     for result in results:
         for way in result.scores:
             losses = [one["test"] for one in result.retrained[way]]
-            for control, rival in _rivals(way).items():
+            for control, rival in rivals(way).items():
                 if control in result.arms:
                     others = [one["test"] for one in result.retrained[control]]
-                    found.append(claim(f"{result.task.name}: {way} beats {rival}", _source(way), others, losses))
+                    found.append(claim(f"{result.task.name}: {way} beats {rival}", source(way), others, losses))
     return found
 
 
 def _against(losses: Sequence[float], result: TaskResults, control: str, name: str) -> str:
     return "" if control == name else difference(losses, [one["test"] for one in result.retrained[control]])
-
-
-def _rivals(way: str) -> dict[str, str]:
-    return {f"random, kinds of {way}": "random layers of its kinds", RANDOM: RANDOM}
-
-
-def _source(way: str) -> str:
-    return "ILA" if way.startswith("ILA") else "ours"
 
 
 def plain(study: Study) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from keylayers.recipes.math_layers_cells import DISTILLED, Lab, tuning_fields
+from keylayers.recipes.lab import Lab
+from keylayers.recipes.math_layers_cells import DISTILLED, compute, tuning_fields
 from keylayers.recipes.math_layers_plan import Scale
 from keylayers.runs import RunFolder
 from keylayers.studies.cells import workers
@@ -49,7 +50,7 @@ def differs(variant: Mapping[str, Any]) -> bool:
 def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[Study]:
     """Everything of a scale; what is finished is kept in the run folder, cell by cell."""
     with workers(processes) as pool:
-        yield study(Lab(run, pool), scale)
+        yield study(Lab(run, compute, pool), scale)
 
 
 def study(lab: Lab, scale: Scale) -> Study:

@@ -1,8 +1,7 @@
 """What the cells of the study compute: a post-trained variant of a base, and what every block is worth to a model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -28,9 +27,8 @@ from keylayers.models.loading import LoadedModel, load_model
 from keylayers.recipes import math_layers_tuning as tuning_of
 from keylayers.recipes.math_layers_probes import CHAIN, probes
 from keylayers.recipes.math_layers_tuning import LONGEST, Tuning
-from keylayers.runs import RunFolder, digest, read_tensors, write_tensors
+from keylayers.runs import digest, read_tensors, write_tensors
 from keylayers.runs.quiet import quiet_libraries
-from keylayers.studies.cells import Cell, run_cells
 from keylayers.training.train import TrainSettings
 
 INSTRUCTED, DISTILLED, REWARDED = "instructed", "distilled", "rewarded"
@@ -39,20 +37,6 @@ VARIANTS = (INSTRUCTED, DISTILLED, REWARDED)
 
 SIZE = 32  # records of a batch
 HELD_OUT = 128  # records on which a variant is compared with its base
-
-
-@dataclass(frozen=True)
-class Lab:
-    """A run folder and the processes that fill it."""
-
-    run: RunFolder
-    pool: Executor | None = None
-    """None: this process computes."""
-
-    def ask(self, what: str, asked: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """What the cell function `what` gives for each set of arguments, in order."""
-        cells = [Cell(what, {"do": what, **each}) for each in asked]
-        return run_cells(cells, partial(compute, str(self.run.path)), self.run, workers=self.pool, label=what)
 
 
 def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,13 +73,13 @@ def adjusted(claims: Sequence[Claim]) -> list[Claim]:
     return [replace(one, p_value=float(p)) for one, p in zip(claims, values, strict=True)]
 
 
-def plus_minus(values: Sequence[float] | np.ndarray) -> str:
+def plus_minus(values: Values) -> str:
     """Mean and half width of the 95 % interval over seeds."""
     found = t_interval(values)
     return f"{found.estimate:.3f} ± {(found.high - found.low) / 2:.3f}"
 
 
-def difference(first: Sequence[float], second: Sequence[float]) -> str:
+def difference(first: Values, second: Values) -> str:
     """Mean of first minus second, paired, and half width of its 95 % interval."""
     found = paired_difference(first, second).interval
     return f"{found.estimate:+.3f} ± {(found.high - found.low) / 2:.3f}"

@@ -7,7 +7,8 @@ import numpy as np
 
 from keylayers.layers.naming import named_layers
 from keylayers.models.loading import load_shape
-from keylayers.recipes.math_layers_cells import Lab
+from keylayers.recipes.lab import Lab
+from keylayers.recipes.math_layers_cells import compute
 from keylayers.recipes.math_layers_plan import Scale, tuning
 from keylayers.recipes.math_layers_probes import CHAIN, RECALL, STEP
 
@@ -34,6 +35,7 @@ class PlantedLab(Lab):
     """Answers without computing. `forged`: a variant's blocks are worth what its base's are, else something of its own;
     `common`: all bases are worth the same by depth; `steps`, `recall`: share lost at a block of worth 1."""
 
+    compute: object = compute
     forged: bool = True
     common: bool = False
     idle: tuple[str, ...] = ()
@@ -44,7 +46,7 @@ class PlantedLab(Lab):
     elbow: str = "critical"
     asked: list = field(default_factory=list)
 
-    def ask(self, what, asked):
+    def ask(self, what, asked, label=""):
         self.asked.extend((what, each) for each in asked)
         return [getattr(self, what)(**each) for each in asked]
 

@@ -11,7 +11,7 @@ from keylayers.layers.restoring import restored
 from keylayers.measures import PairedDifference, paired_difference
 from keylayers.measures.loss import example_losses
 from keylayers.models import deltas_of
-from keylayers.recipes import bench, cells, desk, ila_tables
+from keylayers.recipes import bench, cells, ila_overall, ila_tables
 from keylayers.recipes.bench import Task
 from keylayers.recipes.ila import Study, reproduce
 from keylayers.recipes.ila_plan import Scale, scale_of
@@ -110,7 +110,7 @@ def test_keeping_every_change_gives_the_tuned_model_and_the_rate_is_chosen_on_ca
 
 def test_what_is_done_is_read_back_and_the_model_is_left_as_it_was(study, monkeypatch):
     scale, results, folder = study
-    monkeypatch.setattr(desk, "compute", lambda *asked: pytest.fail("computed again"))
+    monkeypatch.setattr(cells, "DO", {})  # whatever is computed again fails
     with open_run(folder, "study", {}) as run:
         again = _whole(scale, run).tasks
     assert ila_tables.plain(Study(again)) == ila_tables.plain(Study(results))
@@ -130,11 +130,17 @@ def test_tables_say_what_the_figures_say(study):
     found = ila_tables.tables(Study(results))
     text = page("Title", ila_tables.introduction(results, "smoke"), found)
     for result in results:
-        np.testing.assert_allclose(ila_tables.gains(result, "all"), 1.0)
+        np.testing.assert_allclose(ila_overall.gains(result, "all"), 1.0)
         losses = [one["test"] for one in result.retrained["midpoint"]]
         assert f"{np.mean(losses):.3f} ±" in text
         rivals = [one["test"] for one in result.retrained["random, kinds of midpoint"]]
         assert f"{np.mean(losses) - np.mean(rivals):+.3f} ±" in text
+    together = found[0]
+    assert together.title == "All 2 tasks together" and "all" not in [row[0] for row in together.rows]
+    on_calibration = [float(row[1]) for row in together.rows]
+    assert on_calibration == sorted(on_calibration, reverse=True)
+    every = np.concatenate([ila_overall.gains(one, "midpoint") for one in results])
+    assert f"{every.mean():.3f} ±" in next(row[2] for row in together.rows if row[0] == "midpoint")
     assert text.startswith("# Title\n") and "small, other" in text
     assert all(len(row) == len(table.columns) for table in found for row in table.rows)
 
