@@ -12,6 +12,8 @@ TORCH ?= pinned
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready-$(TORCH)
 PIP := $(PY) -m pip -qq --disable-pip-version-check --no-input
+# Its metadata asks for torchvision, which it never imports, and for a requests of 2021, which nothing else here accepts.
+ATTACKS := --no-deps torchattacks==3.5.1
 
 export PYTHONUNBUFFERED = 1
 export TOKENIZERS_PARALLELISM = false
@@ -58,6 +60,7 @@ $(VENV)/.ready-pinned: pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $$(test -e $(VENV)/.ready-keep && echo --clear) $(VENV)
 	@echo "==> installing torch, transformers, peft, trl and the rest (one to three minutes, about 2 GB)"
 	@$(PIP) install -c constraints.txt -e '.[dev,quant]'
+	@$(PIP) install $(ATTACKS)
 	@touch $@
 
 $(VENV)/.ready-keep: pyproject.toml
@@ -70,4 +73,5 @@ $(VENV)/.ready-keep: pyproject.toml
 	@$(PIP) install --retries 1 --timeout 20 -c $(VENV)/torch.txt -e '.[dev,quant]' 2> $(VENV)/pip.log \
 	  || { grep -m 1 ERROR $(VENV)/pip.log; echo "==> no packages could be installed: using only what this machine has"; \
 	       pwd > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/keylayers.pth"; }
+	@$(PIP) install --retries 1 --timeout 20 $(ATTACKS) 2> /dev/null || echo "==> without torchattacks"
 	@touch $@

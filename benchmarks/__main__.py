@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from benchmarks import ablation, cka, observing, spectrum, stage_two
+from benchmarks import ablation, cka, hardening, observing, screening, spectrum, stage_two, suppression
 from keylayers.runs import machine, note, versions
 
 PARTS = {
@@ -12,6 +12,9 @@ PARTS = {
     "Singular values (weight-only criteria)": spectrum.table,
     "CKA of every pair of layers": cka.table,
     "Criteria of hidden states from one pass": observing.table,
+    "Fragility of features, and CLAT's choosing anew": hardening.table,
+    "Screening a stream of images": screening.table,
+    "Scan of skip connections": suppression.table,
 }
 
 

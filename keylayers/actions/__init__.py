@@ -1,6 +1,6 @@
 """What is done to the selected layers: one idea, one file. Actions meet criteria only in a Selection.
 
-`tune` is both a file and its function, so it is imported as `from keylayers.actions.tune import tune`.
+`tune`, `harden`, `rift` and `cleanse` are both files and their functions: `from keylayers.actions.tune import tune`.
 """
 
 import importlib
@@ -16,6 +16,17 @@ _HOME = {
     "fingerprints": "proof",
     "kept_only": "revert",
     "write_reverted": "revert",
+    "Screen": "screen",
+    "ScreenSettings": "screen",
+    "load_screen": "screen",
+    "save_screen": "screen",
+    "fit_screen": "screen_fit",
+    "Cleanse": "cleanse",
+    "Cleansed": "cleanse",
+    "HardenSettings": "harden",
+    "Hardened": "harden",
+    "RiftSettings": "rift",
+    "Rifted": "rift",
 }
 
 

@@ -33,6 +33,10 @@ CRITERIA = {
     "relative_gradient": "norm of the gradient relative to that of the weights (Auto-RGN)",
     "gradient_signal_noise": "squared mean of the gradient over its variance between batches (Auto-SNR)",
     "fisher": "empirical Fisher information of the weights: mean squared gradient of single examples",
+    "skip_suppression": "how sharply attack success falls when a skip connection is turned down",
+    "feature_fragility": "how much a layer amplifies an attack's change of the features before it (CLAT); images",
+    "robust_capacity": "how much a small change of a layer's weights can raise the loss under attack (RiFT); images",
+    "class_separation": "how much a layer draws the inputs of each class together: the layer of interest (DBALFA)",
     "random": "a seeded random number: the control",
 }
 """Name -> one line on the idea; the name is also the file's and the function's."""

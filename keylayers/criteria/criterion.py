@@ -14,6 +14,8 @@ from keylayers.errors import BadInput
 from keylayers.layers.deltas import Deltas, deltas_from_checkpoints
 from keylayers.layers.layer import Layer
 from keylayers.layers.tensors import TensorSource
+from keylayers.measures.attacks import image_key
+from keylayers.measures.features import classes_of
 from keylayers.measures.measure import Measure
 from keylayers.measures.objective import Batch, Loss, language_loss, model_device
 from keylayers.scores.checks import checked_layers
@@ -70,6 +72,10 @@ class Criterion:
     """Parts of the evidence that it looks at where they are given."""
     granularities: tuple[str, ...] = ()
     """What it can score; empty: anything."""
+    images: bool = False
+    """Whether it takes images alone."""
+    labelled: bool = False
+    """Whether it must know a class of every record."""
 
     def __call__(self, evidence: Evidence, layers: Sequence[Layer], settings: Any = None) -> LayerScores:
         """The scores of the layers; the model is left exactly as it was found.
@@ -104,6 +110,10 @@ class Criterion:
             raise BadInput(f"criterion {self.name!r} needs {' and '.join(NEEDS[need] for need in missing)}.")
         if "data" in self.needs and evidence.data is not None and len(evidence.data) == 0:
             raise BadInput(f"criterion {self.name!r} got data without a single batch; give calibration records.")
+        if self.images and evidence.data is not None:
+            image_key(evidence.data[0], f"criterion {self.name!r}")
+        if self.labelled and evidence.data is not None:
+            classes_of(evidence.data[0])
         if "deltas" in self.needs and evidence.deltas is not None and evidence.deltas.layers != layers:
             raise BadInput(_other_layers(self.name, layers, evidence.deltas.layers))
 
@@ -120,15 +130,23 @@ def _other_layers(criterion: str, asked: Sequence[Layer], held: Sequence[Layer])
 
 
 def criterion(
-    *needs: str, settings: type, work: Counting | None = None, optional: Sequence[str] = ()
+    *needs: str,
+    settings: type,
+    work: Counting | None = None,
+    optional: Sequence[str] = (),
+    granularities: Sequence[str] = (),
+    images: bool = False,
+    labelled: bool = False,
 ) -> Callable[[Callable[..., LayerScores]], Criterion]:
-    """Declares a function as a criterion of its own name, with what it needs, its settings class and its work."""
+    """Declares a function as a criterion of its own name, with what it needs, its settings class, its work, what alone
+    it can score, whether it takes images alone, and whether it must know a class of every record."""
     unknown = {*needs, *optional} - NEEDS.keys()
     assert not unknown, unknown
 
     def declare(compute: Callable[..., LayerScores]) -> Criterion:
         summary = (inspect.getdoc(compute) or "").split("\n")[0]
-        return Criterion(compute.__name__, compute, frozenset(needs), settings, summary, work, frozenset(optional))
+        who = (compute.__name__, compute, frozenset(needs), settings, summary, work, frozenset(optional))
+        return Criterion(*who, tuple(granularities), images, labelled)
 
     return declare
 

@@ -60,6 +60,10 @@ def _scoring(patient: Patient) -> Iterator[Ability]:
         command = f"score {name}"
         if blocked:
             yield Ability(command, "no", f"the gate {blocked!r} failed")
+        elif criterion.images and patient.loaded.tokenizer is not None:
+            yield Ability(command, "no", "takes images, and this network reads text")
+        elif criterion.labelled and patient.loaded.tokenizer is not None:
+            yield Ability(command, "partly", "from Python only, with batches: records of text say no class")
         elif "data" in needs and patient.loaded.tokenizer is None:
             yield Ability(command, "partly", "from Python only, with batches: without a tokenizer no text can be read")
         else:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
-from keylayers.layers.structure import module_named, uncompiled
+from keylayers.layers.structure import modules_named, uncompiled
 
 
 class _Stop(Exception):
@@ -62,7 +62,7 @@ def capture(
         BadInput: if a layer is no module of its own, or takes or returns no tensor.
     """
     names = [layer if isinstance(layer, str) else layer.name for layer in layers]
-    modules = [(name, module_named(model, name)) for name in names]
+    modules = list(zip(names, modules_named(model, names), strict=True))
     seen = Captured()
 
     def keep(tensor: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """One walk through a network under its unwrapped names; the only place that knows wrappers."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -101,16 +101,23 @@ def module_named(model: nn.Module, name: str) -> nn.Module:
         UnknownName: with the nearest names, if nothing is called so.
         BadInput: for a layer that is no module of its own (a fused expert tensor, an expert slice, BERT's joined mlp).
     """
+    return modules_named(model, [name])[0]
+
+
+def modules_named(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
+    """The modules at those names, from one walk. Raises as `module_named` does."""
     places = {node.name: node.module for node in walk(model)}
-    if name in places:
-        return places[name]
-    whole = re.split(r"[\[+]", name)[0]
-    if whole in places or whole in parameters_of(model):
-        owner = whole if whole in places else whole.rpartition(".")[0]
-        raise BadInput(
-            f"{name!r} is part of what module {owner!r} computes and is not called by itself; name {owner!r}."
-        )
-    raise UnknownName("layer", name, (place for place in places if place))
+    for name in names:
+        if name in places:
+            continue
+        whole = re.split(r"[\[+]", name)[0]
+        if whole in places or whole in parameters_of(model):
+            owner = whole if whole in places else whole.rpartition(".")[0]
+            raise BadInput(
+                f"{name!r} is part of what module {owner!r} computes and is not called by itself; name {owner!r}."
+            )
+        raise UnknownName("layer", name, (place for place in places if place))
+    return [places[name] for name in names]
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[object]:

@@ -1,6 +1,6 @@
 """Measures: what a model does on held-out data, with intervals.
 
-Torch-free but for `keylayers.measures.loss` and `keylayers.measures.accuracy`, which are imported by their own names.
+Torch-free; what needs torch (`loss`, `accuracy`, `attacks`, `robustness` and others) is imported by its own name.
 """
 
 from keylayers.measures.intervals import (

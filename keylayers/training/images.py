@@ -43,32 +43,36 @@ def train_images(
     y: Int[Tensor, " samples"],
     settings: ImageTraining | None = None,
     objective: Objective = ordinary_loss,
+    *,
+    before_epoch: Callable[[int], None] | None = None,
+    after_epoch: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Trains the parameters that ask for gradients, in place; the mean loss of each epoch. Model left in eval mode.
 
-    Frozen batch norms keep their running statistics, too. The global random state is left as it was.
+    Frozen batch norms keep their running statistics, too. The global random state is left as it was. `before_epoch` may
+    change which parameters ask for gradients: the optimiser then starts afresh with those, on the same schedule.
+    `after_epoch` gets the epoch's number and mean loss.
 
     Raises:
         BadInput: without images, parameters to train, or as many labels. Diverged: if a loss is not finite.
     """
     settings = settings or ImageTraining()
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if len(x) == 0 or len(x) != len(y) or not wanted:
+    if len(x) == 0 or len(x) != len(y):
         raise BadInput(
-            f"training got {len(x)} images, {len(y)} labels and {len(wanted)} parameters to train; expected at least "
-            "one of each and as many labels as images."
+            f"training got {len(x)} images and {len(y)} labels; expected at least one image and as many labels."
         )
     size = min(settings.batch_size, len(x))
     steps = len(x) // size
     total, step = steps * settings.epochs, 0
-    optimiser = torch.optim.SGD(
-        wanted, settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=True
-    )
+    optimiser: torch.optim.Optimizer | None = None
     device, losses = model_device(model), []
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
         torch.manual_seed(settings.seed)
         order = torch.Generator().manual_seed(settings.seed)
         for epoch in range(settings.epochs):
+            if before_epoch is not None:
+                before_epoch(epoch)
+            optimiser = _optimiser(model, settings, optimiser)
             model.train()
             hold_statistics(model)
             summed = 0.0
@@ -83,9 +87,28 @@ def train_images(
                 optimiser.step()
                 summed, step = summed + value, step + 1
             losses.append(summed / steps)
-    optimiser.zero_grad()
+            if after_epoch is not None:
+                after_epoch(epoch, losses[-1])
+    if optimiser is not None:
+        optimiser.zero_grad()
     model.eval()
     return losses
+
+
+def _optimiser(
+    model: nn.Module, settings: ImageTraining, before: torch.optim.Optimizer | None
+) -> torch.optim.Optimizer:
+    """The one there is, or a new one where other parameters ask for gradients than it has."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if before is not None:
+        if [id(one) for one in before.param_groups[0]["params"]] == [id(one) for one in wanted]:
+            return before
+        before.zero_grad()
+    if not wanted:
+        raise BadInput("training got no parameter that asks for gradients; unfreeze some (requires_grad_).")
+    return torch.optim.SGD(
+        wanted, settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay, nesterov=True
+    )
 
 
 def _schedule(step: int, total: int) -> float:

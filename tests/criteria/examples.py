@@ -126,10 +126,10 @@ def scores_blocks_alone(criterion: str) -> bool:
 
 
 def suited(criterion: str, evidence: Evidence, example: Mapping[str, Tensor] | None = None) -> tuple[Layer, ...]:
-    """The layers of the evidence's deltas, or for a criterion that scores blocks alone the blocks of its model."""
+    """The layers of the evidence's deltas, or for a criterion of blocks or skips alone those of its model."""
     assert evidence.model is not None and evidence.deltas is not None
-    if scores_blocks_alone(criterion):
-        return named_layers(evidence.model, "block", example=example)
+    if own := criteria.get(criterion).granularities:
+        return named_layers(evidence.model, own[0], example=example)
     return evidence.deltas.layers
 
 

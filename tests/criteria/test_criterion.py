@@ -10,7 +10,7 @@ from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.naming import named_layers
 from keylayers.scores.provenance import Provenance
 from tests import tiny_models
-from tests.criteria.examples import evidence_of, lora_deltas, quadratic_evidence, scores_blocks_alone, suited
+from tests.criteria.examples import evidence_of, lora_deltas, quadratic_evidence, suited
 
 NEEDY = [name for name in criteria.CRITERIA if criteria.get(name).needs]
 
@@ -21,7 +21,10 @@ def test_file_function_key_and_scores_carry_one_name(name: str) -> None:
     assert isinstance(found, Criterion) and found.name == name == found.compute.__name__
     assert found.compute.__module__ == f"keylayers.criteria.{name}"
     assert found.summary and found.settings().__dataclass_params__.frozen  # type: ignore[attr-defined]
-    evidence = evidence_of("llama") if scores_blocks_alone(name) else quadratic_evidence()
+    if found.images or found.labelled:
+        evidence = evidence_of("cifar-resnet", every=6)
+    else:
+        evidence = evidence_of("llama") if found.granularities else quadratic_evidence()
     scores = found(evidence, suited(name, evidence))
     assert scores.criterion == name and scores.provenance.seconds is not None
 

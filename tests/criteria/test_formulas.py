@@ -15,7 +15,7 @@ from keylayers.criteria.relative_gradient import RelativeGradient
 from keylayers.criteria.signal_noise import SignalNoise
 from keylayers.criteria.substitution import Substitution
 from keylayers.training.adapters import LoraSettings, attach_lora
-from tests.criteria.examples import Quadratic, quadratic_evidence, scores_blocks_alone
+from tests.criteria.examples import Quadratic, quadratic_evidence
 
 BOTH = quadratic_evidence()
 EVIDENCE = quadratic_evidence(data=BOTH.data[1:])  # one batch: what a first step of the masks sees is certain
@@ -139,8 +139,12 @@ def fits(name: str, formula: str) -> bool:
 
 
 def test_every_criterion_has_a_formula() -> None:
-    """Those of the residual stream, which linear maps that add do not have, are in test_observing_formulas.py."""
-    assert FORMULAS.keys() == {name for name in criteria.CRITERIA if not scores_blocks_alone(name)}
+    """Those of blocks and skips, which linear maps that add do not have, and those of images are in
+    test_observing_formulas.py and in tests of their own."""
+    found = {name: criteria.get(name) for name in criteria.CRITERIA}
+    assert FORMULAS.keys() == {
+        name for name, one in found.items() if not (one.granularities or one.images or one.labelled)
+    }
 
 
 @pytest.mark.parametrize("name", FORMULAS)

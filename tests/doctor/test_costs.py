@@ -14,6 +14,7 @@ from keylayers.actions.tuning import tuning_only
 from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.learned_mask import LearnedMask
 from keylayers.criteria.path_integral import PathIntegral
+from keylayers.criteria.robust_capacity import RobustCapacity
 from keylayers.doctor import costs, tuning
 from keylayers.doctor.costs import fits
 from keylayers.doctor.request import DoctorRequest, admit
@@ -32,6 +33,7 @@ from tests.tiny_models import build
 
 QUICK = DoctorRequest(seq=16, batch=4, records=10, rank=2, sample=4)
 SETTINGS = {"learned_mask": LearnedMask(steps=5, seeds=2), "path_integral": PathIntegral(points=3)}
+SETTINGS["robust_capacity"] = RobustCapacity(steps=2, attack_steps=3)
 
 
 def admitted(model: nn.Module, request: DoctorRequest = QUICK):
@@ -49,8 +51,9 @@ def counted(model: nn.Module) -> list[bool]:
 
 @pytest.mark.parametrize("name", criteria.CRITERIA)
 def test_criteria_compute_as_many_passes_as_they_declare(name):
-    evidence = evidence_of("llama", "lora")
-    criterion, layers = criteria.get(name), suited(name, evidence)
+    criterion = criteria.get(name)
+    evidence = evidence_of("vit" if criterion.images or criterion.labelled else "llama", "lora")
+    layers = suited(name, evidence)
     assert criterion.work is not None, f"{name} says not how much it computes: @criterion(..., work=...)"
     calls = counted(evidence.model)
     settings = SETTINGS.get(name, criterion.settings())

@@ -19,8 +19,10 @@ from keylayers.criteria.component_shift import ComponentShift
 from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.learned_mask import LearnedMask
 from keylayers.criteria.path_integral import PathIntegral
+from keylayers.criteria.robust_capacity import RobustCapacity
 from keylayers.criteria.shapley import Shapley
 from keylayers.criteria.signal_noise import SignalNoise
+from keylayers.criteria.skip_suppression import SkipSuppression
 from keylayers.criteria.token_clusters import TokenClusters
 from keylayers.errors import BadInput
 from keylayers.scores.files import load, save
@@ -55,9 +57,17 @@ REFUSED = {
     **{("logit_lens_entropy", name): "needs a prediction at every position" for name in ("vit", *CONVOLUTIONAL)},
     **{("token_clusters", name): "number of positions between blocks" for name in CONVOLUTIONAL},
     ("logit_lens_entropy", "t5"): "needs one stack of blocks",
+    **{
+        (criterion, name): "takes images, one tensor"
+        for criterion in ("feature_fragility", "robust_capacity")
+        for name in tiny_models.LANGUAGE
+    },
+    **{("class_separation", name): "the data says no class" for name in tiny_models.LANGUAGE},
 }
 """(criterion, model) -> the reason why it cannot."""
 SETTINGS["shapley"] = Shapley(permutations=2)
+SETTINGS["robust_capacity"] = RobustCapacity(steps=2, attack_steps=2)
+SETTINGS["skip_suppression"] = SkipSuppression(success="likelihood")  # a share of five records has six values
 ONCE = ("first_step", "gradient_norm", "relative_gradient", "gradient_signal_noise", "fisher")
 ORDERED = ("learned_mask",)  # sees one batch a step, so their order matters
 
