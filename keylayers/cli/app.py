@@ -324,6 +324,86 @@ def league(
 
 
 @app.command()
+def harden(
+    model: o.Network = o.DIGITS,
+    weights: o.Weights = None,
+    data: Annotated[
+        str, typer.Option(help="Labelled images: .npz with x and y, or bundled:digits.")
+    ] = "bundled:digits",
+    select: Annotated[str, typer.Option(help="Policy over the layers, by fragility or --scores.")] = "top:5%",
+    scores: Annotated[str | None, typer.Option(help="Score file; then layers are not chosen anew.")] = None,
+    granularity: o.Granularity = "conv",
+    loss: Annotated[str, typer.Option(help="pgd-at, trades or mart.")] = "pgd-at",
+    feature_weight: Annotated[float, typer.Option(help="CLAT's lambda; 0: adversarial training alone.")] = 1.0,
+    fast: Annotated[bool, typer.Option("--fast", help="One attack a step serves loss and features.")] = False,
+    reselect: Annotated[int, typer.Option(help="Epochs after which layers are chosen anew; 0: never.")] = 10,
+    eps: Annotated[str, typer.Option(help="Radius of attacks, linf, of pixels in [0, 1].")] = "8/255",
+    steps: Annotated[int, typer.Option(help="Of the attacks of training.")] = 10,
+    epochs: Annotated[int, typer.Option(help="Of training.")] = 20,
+    batch_size: o.BatchSize = 100,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of parts, order and attacks.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/harden.")] = None,
+    fresh: o.Fresh = False,
+    config: o.Config = None,
+) -> None:
+    """Adversarial training of few layers of a network of images, the most fragile first (CLAT)."""
+    from keylayers.cli.vision import run_harden
+
+    run_harden(o.given(locals()))
+
+
+@app.command()
+def cleanse(
+    model: o.Network = o.DIGITS,
+    weights: o.Weights = None,
+    clean: Annotated[str, typer.Option(help="Clean labelled images: .npz, or bundled:digits.")] = "bundled:digits",
+    skip: Annotated[str, typer.Option(help="Skip connection to turn down, or auto.")] = "auto",
+    calibration: Annotated[str, typer.Option(help="How auto chooses: clean-only or own-trigger.")] = "clean-only",
+    target: Annotated[int, typer.Option(help="Class of the trigger of one's own.")] = 0,
+    factor: Annotated[float, typer.Option(help="Of the skip: 0 removes it, 1 leaves it.")] = 0.0,
+    tune: Annotated[str, typer.Option(help="What is fine-tuned: stage, block or all.")] = "stage",
+    fold: Annotated[bool, typer.Option("--fold", help="Put the factor into a projection's weights.")] = False,
+    epochs: Annotated[int, typer.Option(help="Of fine-tuning.")] = 40,
+    batch_size: o.BatchSize = 50,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 0.05,
+    attacked: Annotated[
+        str | None, typer.Option(help="Images with a known trigger and true labels, to measure on alone.")
+    ] = None,
+    attack_target: Annotated[int | None, typer.Option(help="Class that this trigger should bring.")] = None,
+    seed: Annotated[int, typer.Option(help="Of parts and order.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/cleanse.")] = None,
+    fresh: o.Fresh = False,
+    config: o.Config = None,
+) -> None:
+    """A skip connection turned down and the network tuned around it, to remove a backdoor."""
+    from keylayers.cli.vision import run_cleanse
+
+    run_cleanse(o.given(locals()))
+
+
+@app.command()
+def screen(
+    data: Annotated[str, typer.Option(help="Images to judge: .npz with x.")],
+    model: o.Network = o.DIGITS,
+    weights: o.Weights = None,
+    clean: Annotated[str, typer.Option(help="Clean labelled images: .npz, or bundled:digits.")] = "bundled:digits",
+    layers: Annotated[str, typer.Option(help="auto, or a policy over blocks such as last:1.")] = "auto",
+    alpha: Annotated[str, typer.Option(help="Most clean images that may be flagged.")] = "5%",
+    per_class: Annotated[bool, typer.Option("--per-class", help="Hold that share in each class.")] = False,
+    tau: Annotated[float | None, typer.Option(help="Instead: standard deviations, as published 2.5.")] = None,
+    seed: Annotated[int, typer.Option(help="Of which clean images fit and which calibrate.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/screen.")] = None,
+    fresh: o.Fresh = False,
+    config: o.Config = None,
+) -> None:
+    """Flags images that are unlike the class they are predicted to be, where classes come together."""
+    from keylayers.cli.vision import run_screen
+
+    run_screen(o.given(locals()))
+
+
+@app.command()
 def criteria() -> None:
     """The criteria and what each computes."""
     from keylayers.cli.show import show_criteria

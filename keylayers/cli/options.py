@@ -55,6 +55,8 @@ Config = Annotated[
     typer.Option(help="YAML file with any of these settings; flags win.", callback=_read_config, is_eager=True),
 ]
 Model = Annotated[str, typer.Option(help="Hub id, folder, bundled:llama, or package.module:factory.")]
+DIGITS = "keylayers.models.digits:digits_resnet"
+Network = Annotated[str, typer.Option(help="package.module:factory with --weights, a folder, or a hub id; images.")]
 Data = Annotated[str, typer.Option(help="Hub id, .json .jsonl .parquet .csv .txt (also .gz), or bundled:NAME.")]
 Weights = Annotated[str | None, typer.Option(help="Safetensors for a package.module:factory model.")]
 Granularity = Annotated[str, typer.Option(help="block, sublayer, linear, expert, router, conv or skip.")]

@@ -71,6 +71,53 @@ def _data_oblivious() -> Paper:
     return Paper(oblivious_plan.scale_of, oblivious.reproduce, told, oblivious_plain.plain, lacks)
 
 
+def _lfa() -> Paper:
+    from keylayers.recipes import lfa, lfa_tables
+    from keylayers.studies.pages import page
+
+    def told(found: tuple[lfa.Results, ...], scale: str) -> str:
+        return page(
+            "Layer-wise feature analysis, measured", lfa_tables.introduction(found, scale), lfa_tables.tables(found)
+        )
+
+    def lacks(asked: lfa.Scale) -> str | None:
+        return NO_IMAGES if len(asked.watched) == 1 else None
+
+    return Paper(lfa.scale_of, lfa.reproduce, told, lfa_tables.plain, lacks)
+
+
+def _ssft() -> Paper:
+    from keylayers.recipes import ssft, ssft_tables
+    from keylayers.studies.pages import page
+
+    def told(found: tuple[ssft.Results, ...], scale: str) -> str:
+        return page(
+            "Suppressing shortcuts, measured", ssft_tables.introduction(found, scale), ssft_tables.tables(found)
+        )
+
+    def lacks(asked: ssft.Scale) -> str | None:
+        return NO_IMAGES if len(asked.cleansings) == 1 else None
+
+    return Paper(ssft.scale_of, ssft.reproduce, told, ssft_tables.plain, lacks)
+
+
+def _clat() -> Paper:
+    from keylayers.recipes import clat, clat_tables
+    from keylayers.studies.pages import page
+
+    def told(found: tuple[clat.Results, ...], scale: str) -> str:
+        return page(
+            "CLAT and its controls, measured", clat_tables.introduction(found, scale), clat_tables.tables(found)
+        )
+
+    def lacks(asked: clat.Scale) -> str | None:
+        return NO_IMAGES if len(asked.hardenings) == 1 else None
+
+    return Paper(clat.scale_of, clat.reproduce, told, clat_tables.plain, lacks)
+
+
+NO_IMAGES = "on the bundled digits alone: for MNIST and CIFAR-10 set KEYLAYERS_MODELS and KEYLAYERS_DATA"
+
 PAPERS: dict[str, tuple[str, Callable[[], Paper]]] = {
     "ila": (
         "learned masks over deltas: are the rankings stable, are the layers worth training? (Shi et al. 2025)",
@@ -83,6 +130,18 @@ PAPERS: dict[str, tuple[str, Callable[[], Paper]]] = {
     "data-oblivious": (
         "does the representation of untuned models show which blocks tuning and backdoors need? (Liu et al. 2025)",
         _data_oblivious,
+    ),
+    "clat": (
+        "does adversarial training of the few most fragile layers add robustness? (Gopal et al. 2025)",
+        _clat,
+    ),
+    "ssft": (
+        "does silencing one skip connection make fine-tuning remove a backdoor? (Yang et al. 2023)",
+        _ssft,
+    ),
+    "lfa": (
+        "do poisoned images stand out at the layers where classes come together? (Jebreel et al. 2023)",
+        _lfa,
     ),
 }
 """Name -> what the paper asks, and its experiment, which is imported only to be done."""

@@ -84,11 +84,7 @@ def load_images(source: str | Path) -> Images:
     if str(source) == DIGITS:
         return _digits()
     path = Path(source).expanduser()
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            held = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise BadInput(f"{path} cannot be read as images ({error}); give an .npz file or {DIGITS}.") from error
+    held = _arrays(path)
     for own in (("",), ("_train", "_test")):
         names = [f"{letter}{part}" for part in own for letter in "xy"]
         if all(name in held for name in names):
@@ -96,6 +92,27 @@ def load_images(source: str | Path) -> Images:
     raise BadInput(
         f"{path} holds {', '.join(held) or 'nothing'}; expected x and y, or x_train, y_train, x_test and y_test."
     )
+
+
+def load_pixels(source: str | Path) -> UInt8[np.ndarray, "samples channels height width"]:
+    """The images alone, of a file whose labels nobody knows or asks for: `x`, or what `load_images` takes.
+
+    Raises:
+        BadInput: as `load_images` does.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".npz" and path.is_file() and set(_arrays(path)) <= {"x", "classes"}:
+        held = _arrays(path)
+        return _assembled(path, {**held, "y": np.zeros(len(held["x"]), np.int64)}, ("",)).pixels
+    return load_images(source).pixels
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
+        raise BadInput(f"{path} cannot be read as images ({error}); give an .npz file or {DIGITS}.") from error
 
 
 def _assembled(path: Path, held: Mapping[str, np.ndarray], own: tuple[str, ...]) -> Images:

@@ -171,4 +171,4 @@ def test_without_the_real_model_the_small_scale_has_the_bundled_tasks(monkeypatc
     monkeypatch.setenv("KEYLAYERS_MODELS", "/models")
     monkeypatch.setenv("KEYLAYERS_DATA", "/data")
     names = [one.name for one in scale_of("small").tasks]
-    assert names == ["pirate", "stories260K-alpaca", "stories260K-gsm8k", "formal"]
+    assert names == ["pirate", "stories260K-alpaca", "formal"]

@@ -1,0 +1,137 @@
+"""Commands on networks of images: harden, cleanse, screen."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from keylayers.cli.options import share
+from keylayers.cli.terminal import quiet_libraries, say, table
+from keylayers.errors import BadInput
+
+
+def run_screen(options: dict[str, Any]) -> None:
+    """`keylayers screen`."""
+    alpha = share(options["alpha"], "--alpha", "the share of clean images that may be flagged, such as 5%")
+    quiet_libraries()
+    from keylayers.actions.screen import ScreenSettings
+    from keylayers.recipes.screening import ScreenRequest, screen_stream
+    from keylayers.runs import open_run, write_json
+
+    threshold: Any = "conformal" if options["tau"] is None else "tau"
+    tau = 2.5 if options["tau"] is None else options["tau"]
+    settings = ScreenSettings(threshold, alpha, options["per_class"], tau)
+    request = ScreenRequest(_inputs(options, "clean"), options["data"], options["layers"], settings)
+    folder = options["out"] or Path("runs") / "screen"
+    with open_run(folder, "screen", asdict(request), fresh=options["fresh"]) as run:
+        found = screen_stream(request, run)
+        write_json(folder / "flags.json", {"format": "keylayers/flags/1", **found.figures})
+    shown = ", ".join(map(str, found.flags[:10])) + (", ..." if len(found.flags) > 10 else "")
+    say(f"watched at {', '.join(found.layers)}; {found.promise}")
+    say(f"{len(found.flags)} of {found.images} images are flagged ({len(found.flags) / found.images:.1%})")
+    if found.flags:
+        say(f"places: {shown}")
+    say(f"every image's suspicion in {folder / 'flags.json'}; the screen in {folder / 'screen.safetensors'}")
+
+
+def run_cleanse(options: dict[str, Any]) -> None:
+    """`keylayers cleanse`."""
+    if (options["attacked"] is None) != (options["attack_target"] is None):
+        raise BadInput("--attacked and --attack-target go together: images with a trigger, and what it should bring.")
+    quiet_libraries()
+    from keylayers.actions.cleanse import Cleanse
+    from keylayers.recipes.cleansing import CleanseRequest, cleanse_network
+    from keylayers.runs import open_run, write_json
+    from keylayers.training.images import ImageTraining
+
+    training = ImageTraining(options["epochs"], options["batch_size"], options["lr"], seed=options["seed"])
+    request = CleanseRequest(
+        _inputs(options, "clean"),
+        options["skip"],
+        options["calibration"],
+        options["target"],
+        Cleanse(options["factor"], options["tune"], options["fold"], training),
+        options["attacked"],
+        options["attack_target"],
+    )
+    folder = options["out"] or Path("runs") / "cleanse"
+    with open_run(folder, "cleanse", asdict(request), fresh=options["fresh"]) as run:
+        found = cleanse_network(request, run)
+        write_json(folder / "results.json", asdict(found))
+    if found.scores is not None:
+        order = sorted(found.scores, key=lambda name: -found.scores[name])  # type: ignore[index]
+        say(
+            table(("skip", f"blamed ({options['calibration']})"), [(n, f"{found.scores[n]:.4f}") for n in order]) + "\n"
+        )
+    say(f"turned down to {options['factor']:g}: {', '.join(found.skips)}; {found.trained:,} parameters were tuned")
+    rows = [(name, f"{before:.3f}", f"{after:.3f}") for name, (before, after) in found.figures.items()]
+    say(table(("share of held-out images", "before", "after"), rows))
+    if options["attacked"] is None:
+        say("Whether a backdoor was there, or is gone, cannot be told without its trigger (--attacked).")
+    say(
+        f"weights in {folder / 'cleansed.safetensors'}; "
+        + ("the factor is in them" if options["fold"] else f"wrap them as {folder / 'cleansed.json'} says (Suppressed)")
+    )
+
+
+def run_harden(options: dict[str, Any]) -> None:
+    """`keylayers harden`."""
+    eps = fraction(options["eps"], "--eps")
+    quiet_libraries()
+    from keylayers.actions.harden import HardenSettings
+    from keylayers.maths.attacks import Ball
+    from keylayers.measures.attacks import Pgd
+    from keylayers.recipes.hardening import HardenRequest, harden_network
+    from keylayers.runs import open_run, progress, write_json
+    from keylayers.scores import load_scores
+    from keylayers.training.images import ImageTraining
+
+    scores = None if options["scores"] is None else load_scores(options["scores"])
+    training = ImageTraining(options["epochs"], options["batch_size"], options["lr"], seed=options["seed"])
+    settings = HardenSettings(
+        options["loss"],
+        attack=Pgd(Ball(eps), options["steps"], seed=options["seed"]),
+        feature_weight=options["feature_weight"],
+        fast=options["fast"],
+        every=max(1, options["reselect"]),
+        training=training,
+    )
+    request = HardenRequest(
+        _inputs(options, "data"), options["select"], options["granularity"], options["reselect"] > 0, settings
+    )
+    folder = options["out"] or Path("runs") / "harden"
+    asked = {**asdict(request), "scores": options["scores"]}
+    with (
+        open_run(folder, "harden", asked, fresh=options["fresh"]) as run,
+        progress[int](options["epochs"], "epochs") as bar,
+    ):
+        found = harden_network(request, run, scores, lambda done, total, loss: bar.advance(1, text=f"loss {loss:.3f}"))
+        write_json(folder / "results.json", asdict(found))
+    say("\n".join(f"from epoch {epoch}: {_some(names)}" for epoch, names in found.selections))
+    rows = [(name, *(f"{one[name]:.3f}" for one in (found.before, found.last, found.best))) for name in found.before]
+    say("\n" + table(("accuracy on test images", "before", "last epoch", f"epoch {found.best_epoch}, the best"), rows))
+    say(f"eps {eps:.4g}; {found.trained:,} parameters train; {found.untouched} tensors proved unchanged")
+    for warning in found.warnings:
+        say(f"warning: {warning}")
+    say(f"weights in {folder / 'last.safetensors'} and {folder / 'best.safetensors'}")
+
+
+def fraction(text: str, flag: str) -> float:
+    """A number above 0 from `8/255` or `0.03`. Raises BadInput for anything else."""
+    above, _, below = text.partition("/")
+    try:
+        value = float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError) as error:
+        raise BadInput(f"{flag} {text}: expected a radius such as 8/255 or 0.03.") from error
+    if not 0 < value <= 1:
+        raise BadInput(f"{flag} {text}: expected a radius above 0 and at most 1; pixels lie in [0, 1].")
+    return value
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _inputs(options: dict[str, Any], key: str) -> Any:
+    from keylayers.recipes.image_inputs import ImageInputs
+
+    return ImageInputs(options["model"], options[key], options["weights"], options["seed"])

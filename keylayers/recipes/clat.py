@@ -1,0 +1,123 @@
+"""CLAT (Gopal et al., ICML 2025) put to the test: does adversarial training of the few most fragile layers add more
+robustness than training others, or all?"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from keylayers.errors import UnknownName
+from keylayers.recipes.clat_cells import ALL, CAPACITY, CRITICAL, LEAST, RANDOM, Arm, Plan, compute, fields_of
+from keylayers.recipes.image_tasks import ImageTask
+from keylayers.recipes.lab import Lab
+from keylayers.runs import RunFolder
+from keylayers.studies.cells import workers
+from keylayers.training.images import ImageTraining
+
+ARMS = {
+    "CLAT": Arm(CRITICAL, 1.0),
+    "CLAT, fast": Arm(CRITICAL, 1.0, fast=True),
+    "CLAT, chosen once": Arm(CRITICAL, 1.0, again=False),
+    "critical layers, no feature term": Arm(CRITICAL),
+    "random layers": Arm(RANDOM, 1.0),
+    "least critical layers": Arm(LEAST, 1.0),
+    "everything": Arm(ALL),
+    "everything, a tenth of the rate": Arm(ALL, rate=0.1),
+}
+"""Every arm goes on from the same adversarially trained network, for the same epochs; frozen modules keep their running
+statistics in all."""
+
+RIFT = {"RiFT": CAPACITY, "RiFT on critical layers": CRITICAL}
+"""Clean fine-tuning of few layers instead, by what chooses them."""
+
+START = "start"
+
+
+@dataclass(frozen=True)
+class Hardening:
+    """A task and what its arms share."""
+
+    task: ImageTask
+    plan: Plan
+    seeds: int = 5
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of the study is run."""
+
+    hardenings: tuple[Hardening, ...] = field(default_factory=lambda: (digits(),))
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one task gave, by arm and seed."""
+
+    hardening: Hardening
+    arms: Mapping[str, tuple[Mapping[str, Any], ...]]
+    """Arm -> per seed, `last` and `best` with accuracies; the start's are both its own."""
+
+    def values(self, arm: str, what: str, when: str = "last") -> Float[np.ndarray, " seeds"]:
+        """Accuracy per seed: `clean`, `robust`, `loss` or `features`; after the last epoch, or the best one."""
+        return np.array([one[when][what] for one in self.arms[arm]])
+
+
+def digits(seeds: int = 5, epochs: int = 10) -> Hardening:
+    """The bundled digits; eps 0.15 of the grey scale."""
+    return Hardening(
+        ImageTask("digits", training=ImageTraining(batch_size=100)),
+        Plan(0.15, 7, start_epochs=epochs, epochs=epochs, every=max(1, epochs // 2), share=0.05, learning_rate=0.05),
+        seeds,
+    )
+
+
+def real() -> tuple[Hardening, ...]:
+    """CIFAR-10 from a published ResNet-20, where $KEYLAYERS_MODELS and $KEYLAYERS_DATA are set."""
+    models, data = (os.environ.get(name) for name in ("KEYLAYERS_MODELS", "KEYLAYERS_DATA"))
+    if not models or not data:
+        return ()
+    task = ImageTask(
+        "CIFAR-10", f"{data}/vision/cifar10_subset_10k_2k.npz", "keylayers.models.cifar:resnet20",
+        {"train": 1000, "reference": 1, "calibration": 200, "test": 500},
+        ImageTraining(batch_size=100),
+        f"{models}/resnet_cifar10/resnet20.safetensors",
+    )  # fmt: skip
+    return (Hardening(task, Plan(8 / 255, 5, 4, 3, 1, 0.05, 0.02, 10), 3),)
+
+
+def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[tuple[Results, ...]]:
+    """What is known after every task; what is finished is kept in the run folder, cell by cell."""
+    done: list[Results] = []
+    with workers(processes) as pool:
+        lab = Lab(run, compute, pool)
+        for hardening in scale.hardenings:
+            done.append(results(lab, hardening))
+            yield tuple(done)
+
+
+def results(lab: Lab, hardening: Hardening) -> Results:
+    """The start of every seed, then every arm from it."""
+    task, plan, seeds = hardening.task.fields(), fields_of(hardening.plan), range(hardening.seeds)
+    shared = [{"task": task, "plan": plan, "seed": seed} for seed in seeds]
+    starts = lab.ask("started", shared)
+    places = [(name, seed) for seed in seeds for name in ARMS]
+    asked = [{**shared[seed], "file": starts[seed]["file"], "arm": fields_of(ARMS[name])} for name, seed in places]
+    found: dict[str, list[Mapping[str, Any]]] = {START: [{"last": one, "best": one, "trained": 0} for one in starts]}
+    for (name, _), one in zip(places, lab.ask("hardened", asked), strict=True):
+        found.setdefault(name, []).append(one)
+    others = [(name, seed) for seed in seeds for name in RIFT]
+    asked = [{**shared[seed], "file": starts[seed]["file"], "choose": RIFT[name]} for name, seed in others]
+    for (name, _), one in zip(others, lab.ask("rifted", asked), strict=True):
+        found.setdefault(name, []).append(one)
+    return Results(hardening, {name: tuple(each) for name, each in found.items()})
+
+
+def scale_of(name: str) -> Scale:
+    """The scale of that name. Raises UnknownName."""
+    scales = {"smoke": (digits(2, 4),), "small": (digits(), *real()), "full": (digits(20, 40), *real())}
+    if name not in scales:
+        raise UnknownName("scale", name, scales)
+    return Scale(scales[name])

@@ -1,0 +1,103 @@
+"""The tables of the hardening study, beside what the paper states."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from keylayers.recipes.clat import RIFT, START, Results
+from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
+
+SOURCE = "Gopal et al. 2025"
+PAPER = "at least 2 points of clean and of robust accuracy over every baseline, with about 5 % of the layers"
+RIVALS = ("random layers", "least critical layers", "everything", "everything, a tenth of the rate",
+          "critical layers, no feature term")  # fmt: skip
+
+
+def introduction(found: Sequence[Results], scale: str) -> str:
+    """What was done, and what differs from the paper."""
+    tasks = ", ".join(f"{one.hardening.task.name} ({one.hardening.seeds} seeds)" for one in found)
+    return (
+        f"Made by `keylayers reproduce clat --scale {scale}`. Images: {tasks}. Everything is trained adversarially "
+        "first; then every arm goes on from that network for the same epochs, with the same schedule and with the "
+        "running statistics of frozen modules held. *Robust*: right under attacks on the loss (two restarts) and under "
+        "one on the features of all convolutions. *Best*: the epoch of highest robust accuracy on calibration images; "
+        "figures are of test images, used once.\n\n"
+        f"What differs from the paper, whose code was never released: small networks and images, few epochs, and a "
+        "lambda of ours (1, on features divided by their number). **Its claim lives where adversarial training "
+        "overfits, which needs long training on a GPU: a null result here says nothing of that.** The paper: "
+        f"{PAPER}."
+    )
+
+
+def tables(found: Sequence[Results]) -> list[Table]:
+    """Claims first, then every task."""
+    made = [ledger(adjusted([one for results in found for one in claims(results)]))]
+    for one in found:
+        made += [arms_table(one), choices_table(one)]
+    return made
+
+
+def claims(one: Results) -> list[Claim]:
+    """That CLAT adds robustness, more than its controls do, and costs no clean accuracy; RiFT beside it."""
+    name, made = one.hardening.task.name, []
+    for rival in (START, *RIVALS):
+        for what in ("robust", "clean"):
+            text = f"{name}: CLAT beats {rival}, {what} accuracy after the last epoch"
+            made.append(claim(text, SOURCE, -one.values(rival, what), -one.values("CLAT", what), "of images"))
+    made.append(
+        claim(f"{name}: RiFT raises clean accuracy", "Zhu et al. 2023", -one.values(START, "clean"),
+              -one.values("RiFT", "clean"), "of images")
+    )  # fmt: skip
+    return made
+
+
+def arms_table(one: Results) -> Table:
+    """Every arm, last and best epoch."""
+    rows = []
+    for arm in one.arms:
+        robust = one.values(arm, "robust")
+        trained = np.mean([each["trained"] for each in one.arms[arm]])
+        flags = sum(bool(each["last"]["flags"]) for each in one.arms[arm])
+        rows.append(
+            (
+                arm, f"{trained:,.0f}", plus_minus(one.values(arm, "clean")), plus_minus(robust),
+                "" if arm == "CLAT" else difference(one.values("CLAT", "robust"), robust),
+                f"{one.values(arm, 'loss').mean():.3f}", f"{one.values(arm, 'features').mean():.3f}",
+                f"{one.values(arm, 'clean', 'best').mean():.3f}", f"{one.values(arm, 'robust', 'best').mean():.3f}",
+                f"{flags} of {len(robust)}",
+            )
+        )  # fmt: skip
+    columns = (
+        "arm", "trained", "clean, last", "robust, last", "CLAT minus this", "under attacks on the loss",
+        "on the features", "clean, best", "robust, best", "flagged",
+    )  # fmt: skip
+    plan = one.hardening.plan
+    notes = (
+        f"eps {plan.eps:.3g}, {plan.steps} steps in training, {plan.test_steps} in testing; {plan.start_epochs} epochs "
+        f"of everything, then {plan.epochs} of each arm. ± 95 % over seeds. *Flagged*: seeds in which a check suggests "
+        "that the attack failed rather than the network held. RiFT has one state, chosen on calibration images.",
+    )
+    return Table(f"{one.hardening.task.name}: what training few layers adds", columns, tuple(rows), notes)
+
+
+def choices_table(one: Results) -> Table:
+    """Which layers were chosen."""
+    rows = []
+    for arm in ("CLAT", "random layers", "least critical layers", *RIFT):
+        chosen = Counter(name for each in one.arms[arm] for _, names in each["selections"] for name in names)
+        rows.append((arm, ", ".join(f"{name} x {count}" for name, count in chosen.most_common(8))))
+    return Table(f"{one.hardening.task.name}: which layers", ("arm", "layers, times chosen"), tuple(rows))
+
+
+def plain(found: Sequence[Results]) -> dict[str, Any]:
+    """Everything measured, as JSON."""
+    return {
+        one.hardening.task.name: {
+            "task": one.hardening.task.fields(),
+            "plan": vars(one.hardening.plan),
+            "arms": {name: list(each) for name, each in one.arms.items()},
+        }
+        for one in found
+    }

@@ -1,0 +1,121 @@
+"""Cleansing a network that may hold a backdoor: the skip to silence is chosen from clean images, or a trigger of one's
+own; nobody here knows an attacker's."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from keylayers.actions.cleanse import Cleanse, Cleansed, cleanse
+from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.skip_suppression import SkipSuppression, skip_suppression
+from keylayers.data.images import Images, load_images
+from keylayers.errors import BadInput, UnknownName
+from keylayers.layers.naming import named_layers
+from keylayers.measures.backdoor import predicted_classes
+from keylayers.measures.objective import image_loss
+from keylayers.recipes.image_inputs import ImageInputs
+from keylayers.recipes.planting import batches, own_trigger, planted, triggered
+from keylayers.runs import RunFolder, write_json, write_tensors
+from keylayers.scores import LayerScores, Selection
+
+Calibration = Literal["clean-only", "own-trigger"]
+TUNED = 0.7
+"""Of the clean images; the rest tells what cleansing costs."""
+
+
+@dataclass(frozen=True)
+class CleanseRequest:
+    """What to cleanse, and how."""
+
+    inputs: ImageInputs
+    """The network and clean labelled images."""
+    skip: str = "auto"
+    """Name of a skip, or `auto`: the one that the calibration blames most."""
+    calibration: Calibration = "clean-only"
+    target: int = 0
+    """Class of the trigger of one's own."""
+    settings: Cleanse = field(default_factory=Cleanse)
+    attacked: str | None = None
+    """Images with an attacker's trigger and their true labels, to measure on alone; no choice sees them."""
+    attack_target: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.calibration not in get_args(Calibration):
+            raise UnknownName("calibration", str(self.calibration), get_args(Calibration))
+
+
+@dataclass(frozen=True)
+class CleanseResult:
+    """What was done and what it costs."""
+
+    skips: tuple[str, ...]
+    scores: dict[str, float] | None
+    """Of every skip; None where one was named."""
+    figures: dict[str, tuple[float, float]]
+    """Share of images, before and after: `clean accuracy`, and where attacked images were given `attack success`."""
+    trained: int
+    untouched: int
+
+
+def cleanse_network(request: CleanseRequest, run: RunFolder) -> CleanseResult:
+    """Chooses a skip, silences it, tunes around it, stores the weights and what must be silenced when they are loaded.
+
+    Raises:
+        BadInput: as the data, the criterion and the action do.
+    """
+    model = request.inputs.load_model()
+    tuned, held = request.inputs.parts(TUNED)
+    bad = None if request.attacked is None else load_images(request.attacked)
+    before = _figures(model, held, bad, request.attack_target)
+    layers = named_layers(model, "skip")
+    scores = None if request.skip != "auto" else blamed(model, tuned, request)
+    name = request.skip if scores is None else scores.ranking()[0].name
+    made = cleanse(model, Selection.of(layers, names=[name], allow_total=True), *tuned.tensors(), request.settings)
+    after = _figures(made.model, held, bad, request.attack_target)
+    _store(made, model, run)
+    return CleanseResult(
+        made.skips,
+        None if scores is None else {layer.name: float(v) for layer, v in zip(layers, scores.values, strict=True)},
+        {what: (before[what], after[what]) for what in before},
+        made.trained,
+        made.untouched,
+    )
+
+
+def blamed(model: nn.Module, clean: Images, request: CleanseRequest) -> LayerScores:
+    """Scores of every skip, from clean images or from a patch planted into a copy.
+
+    Raises:
+        BadInput: if none is to blame.
+    """
+    x, y = clean.tensors()
+    data = batches(x, y)
+    if request.calibration == "own-trigger":
+        trigger = own_trigger(x)
+        model = planted(model, x, y, trigger, request.target)
+        data = triggered(x, y, trigger, request.target)
+    evidence = Evidence(model=model, data=data, loss=image_loss, granularity="skip")
+    scores = skip_suppression(evidence, named_layers(model, "skip"), SkipSuppression(request.calibration))
+    if not scores.values.max() > 0:
+        raise BadInput(
+            f"by calibration {request.calibration} no skip is to blame: turning any one down changes nothing. Name one "
+            "(--skip), or take the other calibration."
+        )
+    return scores
+
+
+def _figures(model: nn.Module, held: Images, bad: Images | None, target: int | None) -> dict[str, float]:
+    x, y = held.tensors()
+    found = {"clean accuracy": float((predicted_classes(model, x) == y).float().mean())}
+    if bad is not None and target is not None:
+        x, y = bad.tensors()
+        others = y != target
+        found["attack success"] = float((predicted_classes(model, x[others]) == target).float().mean())
+    return found
+
+
+def _store(made: Cleansed, model: nn.Module, run: RunFolder) -> None:
+    write_tensors(run.path / "cleansed.safetensors", dict(model.state_dict()))
+    stated: dict[str, Any] = {"format": "keylayers/cleansed/1", **made.as_dict()}
+    write_json(run.path / "cleansed.json", stated)

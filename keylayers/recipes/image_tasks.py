@@ -1,0 +1,71 @@
+"""A task of a vision study: images, a network for them, how it is trained; and its models, stored and read back."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from keylayers.data.images import DIGITS, ImageParts, load_images, part_images
+from keylayers.models.factory import from_factory
+from keylayers.runs import digest, read_tensors, write_tensors
+from keylayers.training.images import ImageTraining
+
+DIGITS_SIZES = {"train": 900, "reference": 297, "calibration": 150, "test": 450}
+"""All 1,797 digits."""
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """What every arm of a vision study shares."""
+
+    name: str
+    data: str = DIGITS
+    network: str = "keylayers.models.digits:digits_resnet"
+    sizes: Mapping[str, int] = field(default_factory=lambda: DIGITS_SIZES)
+    """Images in each of the four disjoint parts."""
+    training: ImageTraining = field(default_factory=ImageTraining)
+    """Of the network that is attacked or defended."""
+    weights: str | None = None
+    """Safetensors it starts from; None: random weights, drawn anew with every seed."""
+
+    def fields(self) -> dict[str, Any]:
+        """As plain JSON, for a cell."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "ImageTask":
+        """Back from plain JSON."""
+        return cls(**{**fields, "training": ImageTraining(**fields["training"])})
+
+    def parts(self, seed: int) -> ImageParts:
+        """Four disjoint parts; each seed has its own."""
+        return part_images(load_images(self.data), self.sizes, seed)
+
+    def untrained(self, seed: int) -> nn.Module:
+        """The network as training finds it, in eval mode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return from_factory(self.network, self.weights)
+
+    def trained(self, file: Path) -> nn.Module:
+        """The network with stored weights and statistics, in eval mode; what else is stored beside them stays there."""
+        model, held = from_factory(self.network), read_tensors(file)[0]
+        model.load_state_dict({name: held[name] for name in model.state_dict()})
+        return model.eval()
+
+
+def store(model: nn.Module, folder: Path, key: object, beside: Mapping[str, nn.Module] | None = None) -> str:
+    """Writes a model's weights and statistics below a run folder; the file's place there, which the key decides.
+
+    `beside`: prefix -> a network that is stored in the same file.
+    """
+    place = Path("models") / f"{digest(key)[:20]}.safetensors"
+    (folder / place.parent).mkdir(exist_ok=True)
+    tensors = {name: value for name, value in model.state_dict().items()}
+    for prefix, network in (beside or {}).items():
+        tensors |= {f"{prefix}{name}": value for name, value in network.state_dict().items()}
+    write_tensors(folder / place, tensors)
+    return str(place)

@@ -1,0 +1,118 @@
+"""What the cells of the screening study compute: how well each choice of layers tells poisoned images apart."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from keylayers.actions.screen import Screen, ScreenSettings
+from keylayers.actions.screen_fit import fit_screen
+from keylayers.criteria.class_separation import ClassSeparation, class_separation, layers_of_interest
+from keylayers.criteria.criterion import Evidence
+from keylayers.data.images import Images
+from keylayers.layers.layer import Layer
+from keylayers.layers.naming import named_layers
+from keylayers.measures.detection import detection
+from keylayers.measures.objective import Batch, image_loss
+from keylayers.recipes.image_attacks import Backdoor, make_victim, victim
+from keylayers.recipes.image_tasks import ImageTask
+from keylayers.runs.quiet import quiet_libraries
+from keylayers.scores import LayerScores, Selection, select
+
+SIZE = 128  # images of a batch
+TAU = 2.5  # recommended by the paper
+ALPHA = 0.05  # false alarms that a conformal threshold admits
+
+OURS, ENTERING, PUBLISHED = "layers of interest", "layers of interest, weighed as entered", "as published"
+LAST, EVERY, LEAST = "penultimate block", "all blocks", "least separating block"
+ALONE = "block {0} alone"
+
+Chosen = Selection | Mapping[int, Selection]
+
+
+def arms(scores: LayerScores, released: LayerScores) -> dict[str, tuple[Chosen, ScreenSettings]]:
+    """Every choice of layers, with how its screen is fitted.
+
+    `released`: scores of predicted classes and centroids that a record is part of, as the authors' code has them.
+    """
+    ours = ScreenSettings(alpha=ALPHA)
+    theirs = ScreenSettings(alpha=ALPHA, leave_one_out=False)
+    layers = scores.layers
+    return {
+        OURS: (layers_of_interest(scores), ours),
+        ENTERING: (layers_of_interest(scores, weights="entering"), ours),
+        PUBLISHED: (layers_of_interest(released, weights="released", clamped=False), theirs),
+        LAST: (select(layers, "last:1"), ours),
+        EVERY: (Selection.of(layers, names=[layer.name for layer in layers], allow_total=True), ours),
+        LEAST: (select(scores, "bottom:1"), ours),
+        **{ALONE.format(layer.block): (Selection.of(layers, names=[layer.name]), ours) for layer in layers},
+    }
+
+
+def screened(
+    folder: Path, *, task: Mapping[str, Any], seed: int, attack: Mapping[str, Any] | None, file: str
+) -> dict[str, Any]:
+    """Screens of a stored model, by choice of layers, judged on its test images; none of the choices sees a trigger.
+
+    Without an attack, what is told apart are a clean model's clean images from the same with a patch that it never saw.
+    """
+    own, how = ImageTask.of(task), None if attack is None else Backdoor(**attack)
+    found = victim(folder, own, seed, how, file)
+    reference, calibration = (list(batches(part)) for part in (found.parts.reference, found.parts.calibration))
+    layers = named_layers(found.model, "block")
+    scores, released = (
+        separations(found.model, layers, reference, settings)
+        for settings in (ClassSeparation(), ClassSeparation(classes="predicted", leave_one_out=False))
+    )
+    triggered = found.attacked().images
+    results = {}
+    for name, (chosen, settings) in arms(scores, released).items():
+        screen = fit_screen(found.model, chosen, reference, calibration, settings)
+        results[name] = judged(screen, found.model, found.x, triggered)
+    interest = {name: selection.policy for name, selection in layers_of_interest(scores).items()}
+    return {"arms": results, "interest": interest, "separation": scores.values.tolist()}
+
+
+def separations(
+    model: nn.Module, layers: Sequence[Layer], reference: Sequence[Batch], settings: ClassSeparation
+) -> LayerScores:
+    """Class separation of every block on the reference."""
+    evidence = Evidence(model=model, data=reference, loss=image_loss, granularity="block")
+    return class_separation(evidence, layers, settings)
+
+
+def judged(screen: Screen, model: nn.Module, clean: Tensor, triggered: Tensor) -> dict[str, float]:
+    """Areas and rates of one screen; rates at the published tau and at the conformal threshold."""
+    suspicion, flags = zip(*(_seen(screen, model, images) for images in (clean, triggered)), strict=True)
+    whole = detection(*suspicion, flags=(flags[0].tolist(), flags[1].tolist()))
+    return {
+        "auroc": whole.auroc.estimate,
+        **{f"tpr at {rate:g}": one.estimate for rate, one in whole.tpr_at.items()},
+        "tpr, tau": float((suspicion[1] > TAU).mean()),
+        "fpr, tau": float((suspicion[0] > TAU).mean()),
+        "tpr, conformal": float(flags[1].mean()),
+        "fpr, conformal": float(flags[0].mean()),
+    }
+
+
+def _seen(screen: Screen, model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    found = list(screen.stream(model, ({"x": some} for some in images.split(SIZE))))
+    return tuple(np.concatenate([getattr(one, what) for one in found]) for what in ("suspicion", "flags"))  # type: ignore[return-value]
+
+
+def batches(images: Images) -> Sequence[Batch]:
+    """All of a part."""
+    return list(images.batches(SIZE))
+
+
+DO: dict[str, Callable[..., dict[str, Any]]] = {"make_victim": make_victim, "screened": screened}
+
+
+def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """One cell: `do` says which of the functions above, the other fields are its arguments."""
+    quiet_libraries()
+    torch.set_num_threads(1)
+    return DO[fields["do"]](Path(folder), **{key: value for key, value in fields.items() if key != "do"})

@@ -1,0 +1,103 @@
+"""Screening a stream of images: a screen fitted on clean ones, at the layers where classes come together."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from keylayers.actions.screen import Screen, ScreenSettings, save_screen
+from keylayers.actions.screen_fit import fit_screen
+from keylayers.criteria.class_separation import class_separation, layers_of_interest
+from keylayers.criteria.criterion import Evidence
+from keylayers.data.images import load_pixels
+from keylayers.layers.naming import named_layers
+from keylayers.measures.objective import image_loss
+from keylayers.recipes.image_inputs import ImageInputs
+from keylayers.runs import RunFolder
+from keylayers.scores import Selection, select
+
+AUTO = "auto"
+REFERENCE = 0.6
+"""Of the clean images; the rest calibrates the threshold."""
+SIZE = 128  # images of a batch
+
+
+@dataclass(frozen=True)
+class ScreenRequest:
+    """What to watch, and how."""
+
+    inputs: ImageInputs
+    """The network and clean labelled images."""
+    stream: str
+    """Images to judge."""
+    layers: str = AUTO
+    """`auto`: each class's layers of interest; else a policy over blocks, such as `last:1`."""
+    settings: ScreenSettings = field(default_factory=ScreenSettings)
+
+
+@dataclass(frozen=True)
+class ScreenResult:
+    """What was found in the stream."""
+
+    flags: tuple[int, ...]
+    """Places of the images to reject."""
+    images: int
+    promise: str
+    """What is known of the rate of false alarms."""
+    layers: tuple[str, ...]
+    figures: dict[str, Any]
+    """Per image: predicted class, suspicion, flag."""
+
+
+def screen_stream(request: ScreenRequest, run: RunFolder) -> ScreenResult:
+    """Fits the screen, stores it in the run folder, judges the stream.
+
+    Raises:
+        BadInput: as the data, the criterion and the action do.
+    """
+    pixels = load_pixels(request.stream)
+    model = request.inputs.load_model()
+    reference, calibration = (list(part.batches(SIZE, _key(model))) for part in request.inputs.parts(REFERENCE))
+    blocks = named_layers(model, "block", example=_example(model, reference[0]))
+    chosen: Selection | dict[int, Selection]
+    if request.layers == AUTO:
+        evidence = Evidence(model=model, data=reference, loss=image_loss, granularity="block")
+        chosen = layers_of_interest(class_separation(evidence, blocks))
+    else:
+        chosen = select(blocks, request.layers)
+    conformal = request.settings.threshold == "conformal"
+    screen = fit_screen(model, chosen, reference, calibration if conformal else None, request.settings)
+    save_screen(screen, run.path / "screen.safetensors")
+    found = _judged(screen, model, pixels)
+    return ScreenResult(
+        tuple(np.flatnonzero(found["flagged"]).tolist()),
+        len(pixels),
+        screen.promise,
+        screen.layers,
+        {name: values.tolist() for name, values in found.items()},
+    )
+
+
+def _judged(screen: Screen, model: nn.Module, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    key = _key(model)
+    batches = (
+        {key: torch.from_numpy(pixels[start : start + SIZE].astype(np.float32)) / 255}
+        for start in range(0, len(pixels), SIZE)
+    )
+    seen = list(screen.stream(model, batches))
+    names = {"class": "classes", "suspicion": "suspicion", "flagged": "flags"}
+    return {name: np.concatenate([getattr(one, what) for one in seen]) for name, what in names.items()}
+
+
+def _key(model: nn.Module) -> str:
+    """Name of the argument that takes images."""
+    return str(getattr(model, "main_input_name", "x"))
+
+
+def _example(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any] | None:
+    """A batch to find layers with, where the network does not say what it takes."""
+    if hasattr(model, "config") or hasattr(model, "dummy_inputs"):
+        return None
+    return {key: value for key, value in batch.items() if key != "labels"}

@@ -1,0 +1,133 @@
+"""What the cells of the cleansing study compute: which skip each rule blames, and what suppressing a skip does."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from keylayers.actions.cleanse import Cleanse, cleanse
+from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.skip_suppression import Calibration, SkipSuppression, skip_suppression
+from keylayers.errors import BadInput
+from keylayers.layers.naming import named_layers
+from keylayers.measures.objective import Batch, image_loss
+from keylayers.recipes.image_attacks import TARGET, Backdoor, make_victim, victim
+from keylayers.recipes.image_tasks import ImageTask
+from keylayers.recipes.planting import batches, own_trigger, planted, triggered
+from keylayers.runs.quiet import quiet_libraries
+from keylayers.scores import LayerScores, Selection
+from keylayers.studies.defence import Reference, image_threat, judge, reference_of
+from keylayers.training.images import ImageTraining
+
+OWN_TARGET = 0  # class of the defender's own trigger; not the attacker's, which he does not know
+ORACLE, OWN, CLEAN = "attacker's trigger (oracle)", "own trigger, planted", "clean images alone"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long and fast a cleansed model is tuned."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+
+    def training(self, seed: int) -> ImageTraining:
+        """As the training loop takes it."""
+        return ImageTraining(self.epochs, self.batch_size, self.learning_rate, seed=seed)
+
+
+RELEASED = Recipe(10, 0.01, 128)
+"""Of the authors' code."""
+
+
+def blamed(folder: Path, *, task: Mapping[str, Any], seed: int, attack: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """Scores of every skip by the published rule under each calibration; only the oracle's saw the attacker's trigger.
+
+    `own trigger`: a patch in the other corner, planted into a copy of the model by tuning it on the reference. None
+    where a rule blames no skip: its trigger could not be planted, or survives them all.
+    """
+    found = victim(folder, ImageTask.of(task), seed, Backdoor(**attack), file)
+    assert found.trigger is not None
+    reference = reference_of(found.parts.reference)
+    x, y = reference.images, reference.labels
+    own = own_trigger(x)
+    ways: dict[str, tuple[nn.Module, Sequence[Batch], Calibration]] = {
+        ORACLE: (found.model, triggered(x, y, found.trigger, TARGET), "oracle"),
+        OWN: (planted(found.model, x, y, own, OWN_TARGET, seed), triggered(x, y, own, OWN_TARGET), "own-trigger"),
+        CLEAN: (found.model, batches(x, y), "clean-only"),
+    }
+    scores: dict[str, list[float] | None] = {}
+    names: list[str] = []
+    for way, (model, data, calibration) in ways.items():
+        try:
+            made = _scores(model, data, calibration)
+        except BadInput:  # a trigger that could not be planted
+            scores[way] = None
+            continue
+        names = [layer.name for layer in made.layers]
+        scores[way] = made.values.tolist() if made.values.max() > 0 else None
+    return {"skips": names, "scores": scores}
+
+
+def _scores(model: nn.Module, data: Sequence[Batch], calibration: Calibration) -> LayerScores:
+    evidence = Evidence(model=model, data=data, loss=image_loss, granularity="skip")
+    return skip_suppression(evidence, named_layers(model, "skip"), SkipSuppression(calibration))
+
+
+def suppressed(
+    folder: Path,
+    *,
+    task: Mapping[str, Any],
+    seed: int,
+    attack: Mapping[str, Any],
+    file: str,
+    control: str,
+    skips: Sequence[str],
+    factor: float,
+    tune: str,
+    recipe: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Skips turned down and the model tuned around them, judged by who holds the trigger; on a clean model, too."""
+    own = ImageTask.of(task)
+    found = victim(folder, own, seed, Backdoor(**attack), file)
+    assert found.trigger is not None
+    settings = Cleanse(factor, tune, training=Recipe(**recipe).training(seed))  # type: ignore[arg-type]
+
+    def defence(model: nn.Module, reference: Reference) -> nn.Module:
+        layers = named_layers(model, "skip")
+        chosen = Selection.of(layers, names=list(skips), allow_total=True)
+        return cleanse(model, chosen, reference.images, reference.labels, settings).model
+
+    threat = image_threat(found.parts, found.trigger, TARGET)
+    return judge(threat, found.model, defence, control=own.trained(folder / control)).as_dict()
+
+
+def all_skips(folder: Path, *, task: Mapping[str, Any]) -> dict[str, Any]:
+    """Names of the skips of a network, and of the stage each lies in."""
+    model = ImageTask.of(task).untrained(0)
+    names = [layer.name for layer in named_layers(model, "skip")]
+    return {"names": names, "stages": [name.split(".")[0] for name in names]}
+
+
+DO: dict[str, Callable[..., dict[str, Any]]] = {
+    "make_victim": make_victim,
+    "blamed": blamed,
+    "suppressed": suppressed,
+    "skips": all_skips,
+}
+
+
+def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """One cell: `do` says which of the functions above, the other fields are its arguments."""
+    quiet_libraries()
+    torch.set_num_threads(1)
+    return DO[fields["do"]](Path(folder), **{key: value for key, value in fields.items() if key != "do"})
+
+
+def best(scores: Sequence[float], count: int = 1) -> tuple[int, ...]:
+    """Places of the most blamed skips, the first of equals."""
+    return tuple(np.argsort(-np.asarray(scores), kind="stable")[:count].tolist())

@@ -1,0 +1,150 @@
+"""`keylayers harden`, `cleanse`, `screen` as typed, on a backdoored network of digits, and on bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from keylayers.actions.screen import load_screen
+from keylayers.cli.vision import fraction
+from keylayers.errors import BadInput
+from keylayers.layers.suppressed import Suppressed
+from keylayers.measures.backdoor import predicted_classes
+from keylayers.models.digits import digits_resnet
+from keylayers.recipes.image_attacks import Backdoor, make_victim, victim
+from tests.recipes.images import watched
+
+NO_SKIP = "tests.cli.test_vision:plain_network"
+
+
+def plain_network() -> torch.nn.Module:
+    """A network without a skip."""
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 10, 8), torch.nn.Flatten())
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a backdoored network's weights, clean and triggered images."""
+    folder = tmp_path_factory.mktemp("vision")
+    task, attack = watched().task, {"kind": "patch", "strength": 1.0, "share": 0.3}
+    made = make_victim(folder, task=task.fields(), seed=0, attack=attack)
+    found = victim(folder, task, 0, Backdoor(**attack), made["file"])
+    save_file({name: value.contiguous() for name, value in found.model.state_dict().items()}, folder / "w.safetensors")
+    parts, bad = found.parts, found.attacked()
+    pixels = (bad.images * 255).round().byte().numpy()[:, 0]
+    clean = [parts.reference, parts.calibration]
+    np.savez(
+        folder / "clean.npz",
+        x=np.concatenate([one.pixels[:, 0] for one in clean]),
+        y=np.concatenate([one.labels for one in clean]),
+    )
+    np.savez(folder / "bad.npz", x=pixels, y=bad.labels.numpy())
+    np.savez(folder / "stream.npz", x=np.concatenate([parts.test.pixels[:60, 0], pixels[:40]]))
+    return folder
+
+
+def test_a_stream_is_screened_and_the_screen_can_be_used_again(cli, place, tmp_path):
+    words = ("--weights", place / "w.safetensors", "--clean", place / "clean.npz", "--out", tmp_path / "run")
+    done = cli("screen", "--data", place / "stream.npz", "--alpha", "10%", "--layers", "blocks:2", *words)
+    assert done.code == 0, done.err
+    flags = json.loads((tmp_path / "run" / "flags.json").read_text())
+    raised = np.array(flags["flagged"])
+    assert f"{raised.sum()} of 100 images are flagged" in done.out and "flags at most 0.0959 of clean inputs" in done.out
+    assert raised[60:].mean() > raised[:60].mean() + 0.3
+    network = digits_resnet()
+    network.load_state_dict(load_file(place / "w.safetensors"))
+    pixels = torch.from_numpy(np.load(place / "stream.npz")["x"]).float()[:, None] / 255
+    again = load_screen(tmp_path / "run" / "screen.safetensors").flags(network.eval(), {"x": pixels})
+    assert (again == raised).all()
+
+
+@pytest.mark.parametrize("calibration", ["clean-only", "own-trigger"])
+def test_a_network_is_cleansed_and_what_was_stored_does_what_was_said(cli, place, tmp_path, calibration):
+    done = cli(
+        "cleanse", "--weights", place / "w.safetensors", "--clean", place / "clean.npz", "--calibration", calibration,
+        "--epochs", "2", "--attacked", place / "bad.npz", "--attack-target", "1", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    stated = json.loads((tmp_path / "run" / "cleansed.json").read_text())
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert stated["skips"] == results["skips"] and f"turned down to 0: {stated['skips'][0]}" in done.out
+    assert stated["skips"][0] == max(results["scores"], key=results["scores"].get)
+    network = digits_resnet()
+    network.load_state_dict(load_file(tmp_path / "run" / "cleansed.safetensors"))
+    whole = Suppressed(network, stated["skips"], stated["factor"]).eval()
+    bad = np.load(place / "bad.npz")
+    found = predicted_classes(whole, torch.from_numpy(bad["x"]).float()[:, None] / 255)
+    success = float((found[torch.from_numpy(bad["y"]) != 1] == 1).float().mean())
+    assert success == pytest.approx(results["figures"]["attack success"][1])
+
+
+def test_few_layers_are_hardened_and_both_states_are_stored(cli, place, tmp_path):
+    done = cli(
+        "harden", "--weights", place / "w.safetensors", "--data", place / "clean.npz", "--eps", "0.1", "--steps", "1",
+        "--epochs", "2", "--reselect", "1", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert [epoch for epoch, _ in results["selections"]] == [0, 1] and "worst case" in done.out
+    before, after = load_file(place / "w.safetensors"), load_file(tmp_path / "run" / "last.safetensors")
+    chosen = {f"{name}.weight" for _, names in results["selections"] for name in names}
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed and changed <= chosen
+
+
+def _damaged(place, tmp_path, **changes):
+    held = dict(np.load(place / "clean.npz"))
+    np.savez(tmp_path / "given.npz", **{**held, **{key: change(held) for key, change in changes.items()}})
+    return tmp_path / "given.npz"
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "said"),
+    [
+        ("cleanse", {"y": lambda held: np.where(held["y"] == 3, 4, held["y"])}, "class 3 has no image"),
+        ("cleanse", {"y": lambda held: held["y"] + 5}, "is out of range"),
+        ("cleanse", {"x": lambda held: np.repeat(held["x"][..., None], 3, 3)}, r"expected (batch, 1, height, width)"),
+        ("cleanse", {"x": lambda held: held["x"] / 255}, "expected uint8"),
+        ("cleanse", {"x": lambda held: held["x"][:-1]}, "images, "),
+        ("screen", {"y": lambda held: np.where(held["y"] == 3, 4, held["y"])}, "too few records in the reference"),
+        ("screen", {"x": lambda held: np.repeat(held["x"][..., None], 3, 3)}, r"expected (batch, 1, height, width)"),
+        ("harden", {"y": lambda held: held["y"] + 5}, "is out of range"),
+        ("harden", {"x": lambda held: np.repeat(held["x"][..., None], 3, 3)}, r"expected (batch, 1, height, width)"),
+    ],
+)
+def test_bad_images_are_told(cli, place, tmp_path, command, changes, said):
+    given = _damaged(place, tmp_path, **changes)
+    words = ["--weights", place / "w.safetensors", "--data" if command == "harden" else "--clean", given]
+    words += ["--data", place / "stream.npz"] if command == "screen" else []
+    done = cli(command, *words, "--out", tmp_path / "run")
+    assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("cleanse", "--model", NO_SKIP), "no skip"),
+        (("cleanse", "--skip", "layer9"), "unknown layer 'layer9'|layer9"),
+        (("cleanse", "--calibration", "oracle"), "unknown calibration 'oracle'"),
+        (("cleanse", "--attack-target", "1"), "--attacked and --attack-target go together"),
+        (("cleanse", "--factor", "2"), "expected 0 (removed) to 1"),
+        (("harden", "--eps", "eight"), "--eps eight: expected a radius such as 8/255"),
+        (("harden", "--eps", "8"), "expected a radius above 0 and at most 1"),
+        (("harden", "--loss", "pgd"), "unknown loss 'pgd'; did you mean 'pgd-at'"),
+        (("harden", "--select", "tob:5%"), "did you mean 'top'"),
+        (("screen", "--data", "absent.npz"), "absent.npz cannot be read as images"),
+        (("screen", "--data", "bundled:digits", "--alpha", "5"), "--alpha 5: expected the share of clean images"),
+    ],
+)
+def test_wrong_words_are_told(cli, tmp_path, words, said):
+    done = cli(*words, "--out", tmp_path / "run")
+    assert done.code == 2 and any(part in done.err for part in said.split("|")), done.err
+    assert "Traceback" not in done.err
+
+
+def test_a_radius_is_a_fraction_or_a_number():
+    assert fraction("8/255", "--eps") == pytest.approx(8 / 255) and fraction("0.03", "--eps") == 0.03
+    with pytest.raises(BadInput, match="--eps 8/0"):
+        fraction("8/0", "--eps")

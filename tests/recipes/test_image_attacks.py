@@ -1,0 +1,45 @@
+"""Victims of the vision studies: stored and read back with their triggers; what an attack needs is told."""
+
+import pytest
+import torch
+
+from keylayers.errors import BadInput, UnknownName
+from keylayers.measures.backdoor import backdoor_figures
+from keylayers.recipes.image_attacks import KINDS, TARGET, Backdoor, make_victim, victim
+from keylayers.recipes.image_tasks import ImageTask
+from keylayers.training.images import ImageTraining
+from keylayers.training.input_aware import InputAware
+from tests.recipes.images import SIZES, watched
+
+
+@pytest.mark.parametrize("kind", ["patch", "input-aware"])
+def test_a_stored_victim_does_what_it_did_when_it_was_trained(kind, tmp_path):
+    task = watched().task
+    attack = {"kind": kind, "strength": 3.0, "share": 0.3}
+    made = make_victim(tmp_path, task=task.fields(), seed=1, attack=attack)
+    found = victim(tmp_path, ImageTask.of(task.fields()), 1, Backdoor(**attack), made["file"])
+    again = backdoor_figures(found.model, found.x, found.y, found.attacked())
+    assert again.as_dict() == made["figures"] and isinstance(found.trigger, InputAware) == (kind == "input-aware")
+    assert found.classes == 10 and not (found.attacked().labels == TARGET).any()
+    assert make_victim(tmp_path, task=task.fields(), seed=1, attack=attack) == made
+
+
+def test_seeds_have_other_images_and_other_networks():
+    task = ImageTask("digits", sizes=SIZES, training=ImageTraining(epochs=1))
+    first, second = (task.parts(seed).train.index for seed in (0, 1))
+    assert set(first) != set(second)
+    one, other, again = (task.untrained(seed).conv1.weight for seed in (0, 1, 0))
+    assert not torch.equal(one, other) and torch.equal(one, again)
+
+
+def test_triggers_are_scaled_to_the_images_and_unknown_attacks_are_told(tmp_path):
+    assert Backdoor("patch").trigger(8).size == 2 and Backdoor("patch").trigger(32).size == 3
+    assert Backdoor("sinusoid", 2.0).trigger(8).frequency == pytest.approx(1.5)
+    with pytest.raises(UnknownName, match="unknown backdoor 'pach'; did you mean 'patch'"):
+        Backdoor("pach")
+    with pytest.raises(BadInput, match="is trained with the model"):
+        Backdoor("input-aware").trigger(8)
+    with pytest.raises(BadInput, match="needs a model trained on clean images"):
+        attack = {"kind": "label-consistent", "strength": 1.0, "share": 0.5}
+        make_victim(tmp_path, task=watched().task.fields(), seed=0, attack=attack)
+    assert set(KINDS) == {"patch", "blend", "sinusoid", "warp", "label-consistent", "input-aware"}

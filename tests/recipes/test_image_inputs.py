@@ -1,0 +1,73 @@
+"""Networks and images as users name them; a backdoor of one's own, learnt only just."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from keylayers.data.images import load_pixels
+from keylayers.errors import BadInput
+from keylayers.measures.backdoor import predicted_classes
+from keylayers.models.digits import DigitsResNet
+from keylayers.recipes.image_inputs import ImageInputs
+from keylayers.recipes.planting import ENOUGH, own_trigger, planted, triggered
+from keylayers.training.images import ImageTraining, train_images
+
+DIGITS = "keylayers.models.digits:digits_resnet"
+
+
+def test_parts_are_disjoint_whole_and_the_same_for_a_seed():
+    inputs = ImageInputs(DIGITS, "bundled:digits", seed=3)
+    parts = inputs.parts(0.6, 0.3)
+    places = np.concatenate([part.index for part in parts])
+    assert [len(part) for part in parts] == [1078, 539, 180] and len(set(places)) == 1797
+    assert (inputs.parts(0.6, 0.3)[0].index == parts[0].index).all()
+    with pytest.raises(BadInput, match="too few for parts of 0%"):
+        inputs.parts(0.0)
+
+
+def test_a_checkpoint_is_normalised_inside_as_its_preprocessor_says(tmp_path):
+    config = hf.ViTConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    plain = hf.ViTForImageClassification(config).eval()
+    plain.save_pretrained(tmp_path)
+    stated = {"do_normalize": True, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    x = torch.rand(2, 3, 8, 8)
+    mean, std = (torch.tensor(stated[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+    model = ImageInputs(str(tmp_path), "bundled:digits").load_model()
+    torch.testing.assert_close(model(x).logits, plain((x - mean) / std).logits)
+    stated["do_normalize"] = False
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
+    torch.testing.assert_close(ImageInputs(str(tmp_path), "").load_model()(x).logits, plain(x).logits)
+
+
+def test_a_stream_needs_no_labels(tmp_path):
+    pixels = np.arange(2 * 8 * 8, dtype=np.uint8).reshape(2, 8, 8)
+    np.savez(tmp_path / "x.npz", x=pixels)
+    assert (load_pixels(tmp_path / "x.npz")[:, 0] == pixels).all()
+    np.savez(tmp_path / "xy.npz", x=pixels, y=np.array([0, 1]))
+    assert (load_pixels(tmp_path / "xy.npz")[:, 0] == pixels).all()
+    np.savez(tmp_path / "z.npz", z=pixels)
+    with pytest.raises(BadInput, match="expected x and y"):
+        load_pixels(tmp_path / "z.npz")
+    assert load_pixels("bundled:digits").shape == (1797, 1, 8, 8)
+
+
+def test_an_own_trigger_is_learnt_only_just_and_the_network_is_left_alone():
+    train, clean = ImageInputs(DIGITS, "bundled:digits").parts(0.7)
+    torch.manual_seed(0)
+    model = DigitsResNet(1, (8, 12, 16))
+    train_images(model, *train.tensors(), ImageTraining(epochs=3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x, y = clean.tensors()
+    trigger = own_trigger(x)
+    made = planted(model, x, y, trigger, target=0)
+    (batch, *others) = triggered(x, y, trigger, 0)
+    assert set(batch["labels"].tolist()) == {0} and len(batch["x"]) + sum(len(o["x"]) for o in others) == (y != 0).sum()
+    success = float((predicted_classes(made, trigger(x[y != 0])) == 0).float().mean())
+    assert success >= ENOUGH > float((predicted_classes(model, trigger(x[y != 0])) == 0).float().mean())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

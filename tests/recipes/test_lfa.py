@@ -1,0 +1,78 @@
+"""The screening study in miniature, and its tables on planted figures."""
+
+import json
+
+import numpy as np
+import pytest
+
+from keylayers.errors import UnknownName
+from keylayers.recipes import lfa
+from keylayers.recipes.image_attacks import Backdoor
+from keylayers.recipes.lfa import ANY, Results, Scale, reproduce, scale_of
+from keylayers.recipes.lfa_cells import ALONE, EVERY, LAST, LEAST, OURS
+from keylayers.recipes.lfa_tables import ARMS, claims, introduction, plain, tables
+from keylayers.runs import open_run
+from keylayers.studies.pages import page
+from tests.recipes.images import watched
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A study of one attack that works and one that does not."""
+    folder = tmp_path_factory.mktemp("lfa")
+    asked = watched(patch=Backdoor("patch", share=0.3), faint=Backdoor("blend", 0.0))
+    with open_run(folder, "study", {}) as run:
+        (results,) = list(reproduce(Scale((asked,)), run, processes=1))
+    return results, folder
+
+
+def test_all_choices_are_judged_and_an_attack_that_fails_is_not(found):
+    (one,), _ = found
+    assert one.attacks == ["patch"] and one.judged("faint") == []
+    arms = one.screened["patch"][0]["arms"]
+    assert set(ARMS) - {ANY} <= set(arms) and sum(name.endswith("alone") for name in arms) == 6
+    for arm in arms.values():
+        assert 0.5 < arm["auroc"] <= 1 and all(0 <= value <= 1 for value in arm.values())
+    blocks = [arms[ALONE.format(index)]["auroc"] for index in range(6)]
+    assert one.values(ANY, "auroc", "patch")[0] == pytest.approx(np.mean(blocks))
+    assert arms[LAST]["auroc"] == blocks[5] and arms[LEAST]["auroc"] in blocks
+    assert set(one.screened["patch"][0]["interest"]) == set(map(str, range(10)))
+
+
+def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monkeypatch):
+    results, folder = found
+    monkeypatch.setattr("keylayers.recipes.lfa_cells.DO", {})
+    with open_run(folder, "study", {}) as run:
+        (again,) = list(reproduce(Scale((results[0].watched,)), run, processes=1))
+    assert json.dumps(plain(again)) == json.dumps(plain(results))
+    text = page("Title", introduction(results, "smoke"), tables(results))
+    assert f"{results[0].over_attacks(OURS, 'auroc').mean():.3f} ±" in text and "faint" in text
+
+
+@pytest.mark.parametrize(("rival", "verdict"), [(0.6, "supported"), (0.95, "contradicted"), (0.81, "undecided here")])
+def test_claims_follow_the_areas(rival, verdict):
+    noise = np.array([0.0, 0.01, -0.01, 0.02, -0.02, 0.01])
+
+    def seen(seed: int) -> dict:
+        arms = {name: {"auroc": rival + noise[(seed + 1) % 6], "fpr, conformal": 0.04} for name in ARMS if name != ANY}
+        arms[OURS] = {"auroc": 0.81 + noise[seed], "fpr, conformal": 0.04 + noise[seed] / 10}
+        return {"arms": {**arms, ALONE.format(0): arms[EVERY]}}
+
+    works = {"figures": {"attack_success_rate": [1.0, 0.9, 1.0]}}
+    asked = watched(seeds=6)
+    planted = Results(asked, {"patch": (works,) * 6}, {"patch": tuple(map(seen, range(6)))})
+    told = {one.text.partition(": ")[2]: one for one in claims(planted)}
+    assert told[f"layers of interest beat {LAST}"].verdict == verdict
+    assert told[f"layers of interest beat {LAST}"].effect.interval.estimate == pytest.approx(0.81 - rival)
+    assert told["the conformal threshold flags fewer clean images than promised"].verdict == "supported"
+
+
+def test_the_scales_are_there_and_the_real_images_come_with_their_folders(monkeypatch):
+    monkeypatch.delenv("KEYLAYERS_MODELS", raising=False)
+    assert [one.task.name for one in scale_of("small").watched] == ["digits"]
+    monkeypatch.setenv("KEYLAYERS_MODELS", "models")
+    monkeypatch.setenv("KEYLAYERS_DATA", "data")
+    assert [one.task.name for one in scale_of("small").watched] == ["digits", "MNIST", "CIFAR-10"]
+    assert lfa.needs("label-consistent") and not lfa.needs("patch")
+    with pytest.raises(UnknownName, match="did you mean 'small'"):
+        scale_of("smal")
