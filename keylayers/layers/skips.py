@@ -17,7 +17,7 @@ from keylayers.layers.intervene import replaced
 from keylayers.layers.layer import Layer
 from keylayers.layers.ordering import example_inputs, shape_pass
 from keylayers.layers.placing import frozen
-from keylayers.layers.structure import inner_module, module_named, parameters_of, uncompiled, unwrap, walk
+from keylayers.layers.structure import adapters_off, inner_module, module_named, parameters_of, uncompiled, unwrap, walk
 
 GUESSED_SIZE = 64
 """Height and width of the image that is tried on a convolutional network which says nothing of its input."""
@@ -168,7 +168,7 @@ def _followed_for_real(
         if device.type == "meta":
             raise error
         generators = torch.random.fork_rng(range(torch.cuda.device_count()))
-        with generators, uncompiled(model), tracing(model, tracer, blocks):
+        with generators, uncompiled(model), adapters_off(model), tracing(model, tracer, blocks):
             root(**inputs)
     except Exception as second:
         raise BadInput(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -118,6 +118,19 @@ def modules_named(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
             )
         raise UnknownName("layer", name, (place for place in places if place))
     return [places[name] for name in names]
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The network without what peft's adapters add, for a while; flags and weights stay as they are."""
+    switched = [one for one in model.modules() if vars(one).get("_disable_adapters") is False]
+    try:
+        for one in switched:
+            one._disable_adapters = True  # type: ignore[assignment]
+        yield
+    finally:
+        for one in switched:
+            one._disable_adapters = False  # type: ignore[assignment]
 
 
 def uncompiled(model: nn.Module) -> AbstractContextManager[object]:

@@ -81,7 +81,7 @@ def real() -> tuple[Hardening, ...]:
         return ()
     task = ImageTask(
         "CIFAR-10", f"{data}/vision/cifar10_subset_10k_2k.npz", "keylayers.models.cifar:resnet20",
-        {"train": 1000, "reference": 1, "calibration": 200, "test": 500},
+        {"train": 1000, "reference": 1, "calibration": 150, "test": 300},
         ImageTraining(batch_size=100),
         f"{models}/resnet_cifar10/resnet20.safetensors",
     )  # fmt: skip

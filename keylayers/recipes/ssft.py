@@ -96,6 +96,15 @@ def of_digits(seeds: int = 5) -> Cleansing:
     return Cleansing(_without_consistent(digits(seeds)), Recipe(40, 0.05, 50))
 
 
+def of_real(seeds: int = 2) -> tuple[Cleansing, ...]:
+    """MNIST and CIFAR-10, where they are there: a trigger in one place and one all over the image."""
+    made = []
+    for watched in map(_without_consistent, real()):
+        attacks = {name: watched.attacks[name] for name in ("patch", "blend")}
+        made.append(Cleansing(Watched(watched.task, attacks, seeds), Recipe(5, 0.02, 50)))
+    return tuple(made)
+
+
 def _without_consistent(watched: Watched) -> Watched:
     """The attacks that need no benign model: on these images the other succeeds too seldom to be judged."""
     attacks = {name: attack for name, attack in watched.attacks.items() if name != CONSISTENT}
@@ -160,8 +169,7 @@ def results(lab: Lab, cleansing: Cleansing) -> Results:
 
 def scale_of(name: str) -> Scale:
     """The scale of that name. Raises UnknownName."""
-    others = [Cleansing(one, Recipe(10, 0.02, 50)) for one in real()]
-    scales = {"smoke": (of_digits(2),), "small": (of_digits(), *others), "full": (of_digits(20), *others)}
+    scales = {"smoke": (of_digits(2),), "small": (of_digits(), *of_real()), "full": (of_digits(20), *of_real(5))}
     if name not in scales:
         raise UnknownName("scale", name, scales)
     return Scale(scales[name])
