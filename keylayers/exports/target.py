@@ -151,8 +151,8 @@ def _require_present(model: nn.Module, selection: Selection) -> None:
         raise BadSelection("no layer is selected, and other tools read an empty list as all layers; select some.")
     if bare := next((layer.name for layer in selection.chosen if not layer.parameters), None):
         raise BadSelection(
-            f"{bare} is a skip connection without a weight, and other tools choose weights; use `keylayers cleanse`, or "
-            "select at another granularity."
+            f"{bare} is a skip connection without a weight, and other tools choose weights; use `keylayers cleanse`, "
+            "or select at another granularity."
         )
     present = parameters_of(model)
     absent = [
