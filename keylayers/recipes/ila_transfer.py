@@ -9,8 +9,9 @@ from keylayers.recipes.ila_plan import WAYS, Transfer, bundled_task
 from keylayers.recipes.rankings import full_rate, rankings
 from keylayers.recipes.retraining import RANDOM, Rates, Sets, best_of, random_like, retrained
 from keylayers.scores import LayerScores
+from keylayers.scores.groups import averaged
 from keylayers.scores.transfer import transferred
-from keylayers.studies.arms import Budget, averaged
+from keylayers.studies.arms import Budget
 
 OWN = "own ranking"
 

@@ -13,6 +13,7 @@ from keylayers.axes import LayerMask
 from keylayers.errors import BadSelection
 from keylayers.layers.layer import Layer
 from keylayers.scores.checks import checked_layers, in_blocks, ranges
+from keylayers.scores.groups import kinds_first
 from keylayers.scores.policy_text import PolicySpec, parse, share
 from keylayers.scores.random_draws import draw_budget, draw_count, draw_kinds, draw_params, fill
 from keylayers.scores.scores import LayerScores
@@ -150,6 +151,8 @@ def params_by_score(scores: LayerScores, spec: PolicySpec) -> Choice:
     order = scores.order()
     if by == "density":
         order = np.argsort(-scores.values / np.maximum(sizes, 1), kind="stable")
+    elif by == "kinds":
+        order = kinds_first(scores)
     budget = _budget(scores.layers, spec.argument.share, spec)
     return _within(scores.layers, fill(sizes, budget, order[::-1] if by == "reverse" else order), budget, spec)
 

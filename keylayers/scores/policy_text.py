@@ -56,7 +56,9 @@ class PolicySpec:
         if self.name == "random":
             return "order" if "match" in self.options else "layers"
         if self.name == "params":
-            return {"density": "magnitudes", "first": "layers", "last": "layers"}.get(by, "order")  # type: ignore[return-value]
+            return {"density": "magnitudes", "kinds": "magnitudes", "first": "layers", "last": "layers"}.get(
+                by, "order"
+            )  # type: ignore[return-value]
         return GRAMMAR[self.name].needs
 
     def __str__(self) -> str:
@@ -153,7 +155,7 @@ class Grammar:
     """Whether the argument may be left out."""
 
 
-PARAMS_ORDERS = ("score", "density", "reverse", "first", "last")
+PARAMS_ORDERS = ("score", "density", "kinds", "reverse", "first", "last")
 SIZES = ("weights", "lora")
 """What counts as a layer's parameters: its own, or those LoRA of one rank adds."""
 PARAMS_OPTIONS = {"by": one_of(*PARAMS_ORDERS), "of": one_of(*SIZES)}

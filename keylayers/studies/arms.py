@@ -1,14 +1,15 @@
 """The arms of a comparison at one budget: what a ranking chooses, and the controls that any choice must beat."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from keylayers.errors import BadSelection
 from keylayers.layers.layer import Layer
 from keylayers.scores import LayerScores, Selection, select
+from keylayers.scores.groups import averaged
 from keylayers.scores.policy_text import SIZES
 from keylayers.scores.random_draws import draw_kinds, draw_params
 
@@ -66,8 +67,6 @@ def sizes(layers: Sequence[Layer], of: str) -> Int[np.ndarray, " layers"]:
 def chosen_by(scores: LayerScores, budget: Budget, by: str = "score") -> Selection:
     """The layers a ranking spends the budget on: `score` down the ranking, `density` by score per parameter, `kinds`
     the best kind whole before the next."""
-    if by == "kinds":
-        return chosen_by(kinds_first(scores), budget)
     return select(scores, budget.policy(by))
 
 
@@ -99,20 +98,3 @@ def controls(
         ),
     }
     return {name: Arm(name, choices) for name, choices in found.items()}
-
-
-def kinds_first(scores: LayerScores) -> LayerScores:
-    """Layers ranked by the mean score of their kind, and by their own within it; the values are minus the ranks."""
-    by_kind = averaged(scores, [layer.kind for layer in scores.layers]).values
-    order = np.lexsort((-scores.values, -by_kind))
-    return replace(scores, values=-np.argsort(order).astype(float), repeats=None, bounds=None, groups=None)
-
-
-def averaged(scores: LayerScores, labels: Sequence[str]) -> LayerScores:
-    """Every layer with the mean score of those that share its label: what the label alone knows of the ranking."""
-    groups: dict[str, list[float]] = {}
-    for label, value in zip(labels, scores.values, strict=True):
-        groups.setdefault(label, []).append(float(value))
-    means = {label: sum(values) / len(values) for label, values in groups.items()}
-    values: Float[np.ndarray, " layers"] = np.array([means[label] for label in labels])
-    return replace(scores, values=values, repeats=None, bounds=None, groups=None)

@@ -21,6 +21,7 @@ WITHOUT_SCORES = [
 ANY = [
     "top:30%", "bottom:25%", "first:30%", "last:30%", "all", "random:30%:seed=3", "random:30%:match=kind",
     "random:30%:match=params", "random:params=60%:seed=2", "params:60%", "params:60%:by=density", "not:bottom:25%",
+    "params:60%:by=kinds",
     "params:60%:by=reverse", "params:60%:by=first", "contiguous:50%", "ends", "above:0", "suffix:30%",
 ]  # fmt: skip
 
@@ -86,7 +87,7 @@ def test_orders_serve_ranks_but_not_magnitudes():
     order = LayerScores.from_order(SEVEN, SEVEN[::-1], criterion="paper", granularity="linear")
     assert select(order, "top:1").names == ("lm_head",)
     assert select(order, "params:10%").size <= 0.1 * total_size(SEVEN)
-    for policy in ("above:0", "contiguous:2", "suffix:30%", "params:10%:by=density"):
+    for policy in ("above:0", "contiguous:2", "suffix:30%", "params:10%:by=density", "params:10%:by=kinds"):
         with pytest.raises(BadSelection, match="only state an order"):
             select(order, policy)
 

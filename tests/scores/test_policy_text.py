@@ -13,6 +13,7 @@ from keylayers.scores.policy_text import GRAMMAR, Amount, amount
 SOUND = [
     "top:30%", "top:12", "bottom:25%", "last:30%", "first:30%", "all", "random:30%:seed=3", "random:5:seed=0",
     "random:30%:seed=3:match=kind", "random:30%:seed=3:match=params", "params:10%", "params:10%:by=density",
+    "params:10%:by=kinds",
     "params:10%:by=reverse", "random:params=10%:seed=3", "contiguous:6", "ends", "ends:4-8", "blocks:3,4,8", "above:0",
     "above:-0.5", "suffix:30%", "suffix:30%:keep=90%", "not:bottom:25%", "top:12.5%", "not:all",
 ]  # fmt: skip

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keylayers.errors import BadSelection
-from keylayers.studies.arms import Arm, Budget, averaged, chosen_by, controls, kinds_first, sizes
+from keylayers.scores.groups import averaged, kinds_first
+from keylayers.studies.arms import Arm, Budget, chosen_by, controls, sizes
 from tests.scores.examples import network, noise, scored
 
 LAYERS = tuple(replace(layer, lora_size=1 + layer.size // 3) for layer in network(6))
@@ -72,17 +73,20 @@ def test_a_budget_is_a_share_of_something_that_is_counted(share, of):
 
 def test_kinds_first_takes_the_best_kind_whole_and_within_it_the_best_layers():
     values = np.arange(len(LAYERS), dtype=float) % 7 + np.array([10.0 * (one.kind == "mlp.down") for one in LAYERS])
-    ranked = [LAYERS[place] for place in kinds_first(scored(LAYERS, values)).order()]
+    ranked = [LAYERS[place] for place in kinds_first(scored(LAYERS, values))]
     kinds = list(dict.fromkeys(layer.kind for layer in ranked))
     assert kinds[0] == "mlp.down" and [layer.kind for layer in ranked] == sorted(
         (layer.kind for layer in ranked), key=kinds.index
     )
     within = [values[LAYERS.index(layer)] for layer in ranked if layer.kind == "mlp.down"]
     assert within == sorted(within, reverse=True)
-    assert (
-        chosen_by(scored(LAYERS, values), Budget(0.2), "kinds").names
-        == chosen_by(kinds_first(scored(LAYERS, values)), Budget(0.2)).names
-    )
+    chosen = chosen_by(scored(LAYERS, values), Budget(0.2), "kinds")
+    left, wanted = 0.2 * sum(layer.lora_size for layer in LAYERS), []
+    for layer in ranked:  # down that order, every layer that still fits
+        if layer.lora_size <= left:
+            left -= layer.lora_size
+            wanted.append(layer.name)
+    assert set(chosen.names) == set(wanted) and chosen.policy == "params:20%:by=kinds:of=lora"
 
 
 def test_an_arm_of_several_draws_takes_its_next_ones_with_every_seed():
