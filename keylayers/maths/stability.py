@@ -61,12 +61,11 @@ def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
 def together(p_values: Float[np.ndarray, " tests"]) -> float:
     """One p-value that not all hypotheses hold, however the tests depend on each other, as pairs of rankings do.
 
-    The harmonic mean times e ln(tests) (Vovk and Wang 2020, Proposition 9), or the smallest times their number where
-    that is less: two tests, or one.
+    The harmonic mean times e ln(tests) (Vovk and Wang 2020, Proposition 9); of one or two the smallest times their
+    number. Not the lesser of both rules: that would reject too often.
     """
     tests = len(p_values)
     smallest = tests * float(p_values.min())
     if tests < 3 or smallest == 0:
         return min(1.0, smallest)
-    harmonic = tests / float((1 / p_values).sum())
-    return min(1.0, smallest, math.e * math.log(tests) * harmonic)
+    return min(1.0, math.e * math.log(tests) * tests / float((1 / p_values).sum()))

@@ -36,7 +36,7 @@ class PairedDifference:
     interval: Interval
     """Mean of first minus second, with its t-interval."""
     p_value: float
-    """Two-sided paired t-test of no difference."""
+    """Two-sided paired t-test of no difference; where all differences are equal, the sign test's."""
     detectable: float
     """Smallest true difference that this many seeds, this variable, would have shown with power 0.8."""
     pairs: int
@@ -95,7 +95,8 @@ def paired_difference(
         statistic = interval.estimate / (spread / math.sqrt(len(differences)))
         p_value = float(2 * stats.t.sf(abs(statistic), len(differences) - 1))
     else:
-        p_value = 1.0 if interval.estimate == 0 else 0.0
+        # equal differences tell nothing of their spread: no more than all of one sign, the sign test's least p
+        p_value = 1.0 if interval.estimate == 0 else 2.0 ** (1 - len(differences))
     detectable = detectable_difference(spread, len(differences), alpha=1 - level, power=power)
     return PairedDifference(interval, p_value, detectable, len(differences))
 

@@ -18,8 +18,8 @@ def gains(result: TaskResults, arm: str, on: str = "test") -> Float[np.ndarray, 
 
 
 def pooled(results: Sequence[TaskResults], arm: str, on: str = "test") -> Float[np.ndarray, " seeds"]:
-    """The gains of every task, one after another."""
-    return np.concatenate([gains(result, arm, on) for result in results])
+    """Per seed, the mean over tasks: what a seed does to all tasks (random sets, initial adapters) is counted once."""
+    return np.mean([gains(result, arm, on) for result in results], axis=0)
 
 
 def common(results: Sequence[TaskResults]) -> list[str]:
@@ -50,8 +50,8 @@ def overall(results: Sequence[TaskResults]) -> Table:
         "minus random, same kinds", "cost / one full training",
     )  # fmt: skip
     notes = (
-        "Gain: share of the drop in loss that training all layers brings. Means over tasks and seeds; intervals, 95 %, "
-        "take the tasks as given and are paired by task and seed. Arms stand in the order of their calibration gain, "
+        "Gain: share of the drop in loss that training all layers brings. Means over tasks; intervals, 95 %, are over "
+        "seeds, paired, and take the tasks as given. Arms stand in the order of their calibration gain, "
         "by which a default may be chosen; the test gain says what that choice is worth. Costs include stage 1.",
     )
     return Table(f"All {len(results)} tasks together", columns, tuple(rows), notes)

@@ -44,7 +44,8 @@ def overlap_table(overlaps: Sequence[Overlap]) -> Table:
             )
         )  # fmt: skip
     notes = (
-        "Means over all pairs of independent procedures (different seeds); intervals: 95 %, jackknife over procedures. "
+        "Means over all pairs of different seeds, or of the same run where it says so; intervals: 95 %, jackknife over "
+        "seeds. Seeds of the mask alone and initial scores share one stage 1: they say what the mask's learning moves. "
         "p: of a row's pairs together (harmonic mean, valid under any dependence), adjusted for all rows and nulls of "
         "this table (Holm): small means that they overlap more than random sets, than random sets of the same kinds, "
         "or than the ranking shifted along depth. A high overlap beside a large `p same kinds` says that rankings "

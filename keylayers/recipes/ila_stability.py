@@ -12,11 +12,8 @@ from keylayers.recipes.rankings import Way, rankings
 from keylayers.scores import LayerScores
 from keylayers.scores.transfer import transferred
 
-Procedure = tuple[str, int]
-"""A name and a seed: pairs that share one are not independent."""
-
-Pair = tuple[Procedure, Procedure, LayerScores, LayerScores]
-"""Two rankings and the procedures they come from."""
+Pair = tuple[int, int, LayerScores, LayerScores]
+"""Two rankings and the seeds they come from: pairs that share one are not independent."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +41,10 @@ def _ranked(desk: Desk, task: Task, asked: Stability, share: float = 1.0) -> Map
 
 
 def across(named: Mapping[str, Sequence[LayerScores]]) -> tuple[Pair, ...]:
-    """Every two procedures of different names and different seeds."""
+    """Every two rankings of different names and different seeds; a seed's rankings share adapters and order of data."""
     names = list(named)
     return tuple(
-        ((first, i), (second, j), a, b)
+        (i, j, a, b)
         for place, first in enumerate(names)
         for second in names[place + 1 :]
         for i, a in enumerate(named[first])
@@ -58,13 +55,13 @@ def across(named: Mapping[str, Sequence[LayerScores]]) -> tuple[Pair, ...]:
 
 def along(first: Sequence[LayerScores], second: Sequence[LayerScores]) -> tuple[Pair, ...]:
     """Two rankings of the same run, for every seed."""
-    return tuple((("", seed), ("", seed), a, b) for seed, (a, b) in enumerate(zip(first, second, strict=True)))
+    return tuple((seed, seed, a, b) for seed, (a, b) in enumerate(zip(first, second, strict=True)))
 
 
 def within(scores: Sequence[LayerScores]) -> tuple[Pair, ...]:
     """Every two seeds of one procedure."""
     places = range(len(scores))
-    return tuple((("", i), ("", j), scores[i], scores[j]) for i in places for j in places if i < j)
+    return tuple((i, j, scores[i], scores[j]) for i in places for j in places if i < j)
 
 
 def _between_data(desk: Desk, asked: Stability) -> Iterator[Overlap]:

@@ -134,10 +134,7 @@ def plain(study: Study) -> dict[str, Any]:
                 "question": one.question,
                 "of": one.of,
                 "way": one.way,
-                "pairs": [
-                    [list(first), list(second), a.values.tolist(), b.values.tolist()]
-                    for first, second, a, b in one.pairs
-                ],
+                "pairs": [[first, second, a.values.tolist(), b.values.tolist()] for first, second, a, b in one.pairs],
             }
             for one in study.overlaps
         ],

@@ -11,9 +11,6 @@ from keylayers.recipes.league import Played
 from keylayers.recipes.retraining import ALL, RANDOM
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
 
-DRAWS = 10_000
-"""Of the bootstrap behind an interval of ranks."""
-
 
 def tables(played: Sequence[Played]) -> list[Table]:
     """Standings first, then claims, then every task and budget."""
@@ -38,53 +35,61 @@ def arms_of(played: Sequence[Played]) -> list[str]:
     return [name for name in played[0].trained if name != ALL and all(name in one.trained for one in played)]
 
 
-def ranks(played: Sequence[Played]) -> Float[np.ndarray, "games arms"]:
-    """Rank of every arm in every game (a task, a budget, a seed), 1 for the lowest loss; ties share the mean."""
+def ranks(played: Sequence[Played]) -> Float[np.ndarray, "games seeds arms"]:
+    """Rank of every arm in every game (a task at a budget) and seed, 1 for the lowest loss; ties share the mean."""
     names = arms_of(played)
-    games = [
-        [one.trained[name][seed]["test"] for name in names] for one in played for seed in range(len(one.trained[ALL]))
-    ]
-    return np.array([average_ranks(np.array(losses)) for losses in games])
+    return np.array(
+        [
+            [average_ranks(np.array([one.trained[name][seed]["test"] for name in names])) for seed in _seeds(played)]
+            for one in played
+        ]
+    )
 
 
 def standings(played: Sequence[Played]) -> Table:
     """Mean rank and its interval, mean share of the gain, cost and memory of choosing."""
-    names, found = arms_of(played), ranks(played)
-    draws = np.random.default_rng(0).integers(len(found), size=(DRAWS, len(found)))
-    low, high = np.quantile(found[draws].mean(1), (0.025, 0.975), axis=0)
+    names = arms_of(played)
+    by_seed = ranks(played).mean(0)
     rows = []
-    for place in np.argsort(found.mean(0)):
+    for place in np.argsort(by_seed.mean(0)):
         name = names[place]
-        gains = [gain for one in played for gain in one.gains(name)]
         cost = [_cost(one, name) for one in played if name in one.seconds]
         peak = max((one.peaks.get(name, 0) for one in played), default=0)
         rows.append(
             (
-                name, f"{found[:, place].mean():.1f}", f"{low[place]:.1f} to {high[place]:.1f}",
-                f"{np.mean(gains):.3f}", f"{np.mean(cost):.2f}" if cost else "",
-                f"{peak / 2**20:.0f}" if peak else "",
+                name, plus_minus(by_seed[:, place]), plus_minus(gain(played, name)),
+                f"{np.mean(cost):.2f}" if cost else "", f"{peak / 2**20:.0f}" if peak else "",
             )
         )  # fmt: skip
-    columns = (
-        "layers chosen by", "mean rank", "95 %", "gain recovered", "cost / one full training", "MiB added by scoring",
-    )  # fmt: skip
+    columns = ("layers chosen by", "mean rank", "gain recovered", "cost / one full training", "MiB added by scoring")
     notes = (
-        f"Ranks among {len(names)} arms over {len(found)} games (tasks x budgets x seeds), 1 is best; intervals: "
-        "bootstrap over games. By chance every arm would have "
-        f"{(len(names) + 1) / 2:.1f}. Costs include stage 1 where the entrant needs it.",
+        f"Ranks among {len(names)} arms, 1 is best, means over {len(played)} games (tasks x budgets); by chance every "
+        f"arm would have {(len(names) + 1) / 2:.1f}. ± 95 % over {len(by_seed)} seeds, whose games are not independent "
+        "of each other; tasks and budgets are taken as given. Costs include stage 1 where the entrant needs it.",
     )
     return Table("Standings", columns, tuple(rows), notes)
 
 
+def gain(played: Sequence[Played], name: str) -> Float[np.ndarray, " seeds"]:
+    """Share of the gain that an arm recovers, per seed, the mean over games."""
+    return np.mean([one.gains(name) for one in played], axis=0)
+
+
 def claims(played: Sequence[Played]) -> list[Claim]:
-    """For each arm, over all games: does it recover more of the gain than random sets of the same size?"""
-    random = np.concatenate([one.gains(RANDOM) for one in played])
-    found = []
-    for name in arms_of(played):
-        if name != RANDOM:
-            ours = np.concatenate([one.gains(name) for one in played])
-            found.append(claim(f"{name} beats random, same size", "league", -random, -ours, "of the gain"))
+    """For each arm, over all games: does it recover more of the gain than random sets of the same size?
+
+    Pairs are seeds: games of one seed share stage 1, initial adapters and the order of data.
+    """
+    found = [
+        claim(f"{name} beats random, same size", "league", -gain(played, RANDOM), -gain(played, name), "of the gain")
+        for name in arms_of(played)
+        if name != RANDOM
+    ]
     return sorted(found, key=lambda one: -one.effect.interval.estimate)
+
+
+def _seeds(played: Sequence[Played]) -> range:
+    return range(len(played[0].trained[ALL]))
 
 
 def table_of(one: Played) -> Table:

@@ -10,10 +10,13 @@ from torch import Tensor
 MOST = 1_000_000
 """Objects looked at, far more than a defence holds."""
 
+_CALLS = ("__call__", "forward")  # methods of an object's class that run when it is called
+
 
 def reaches(value: object, secrets: Iterable[object]) -> bool:
     """Whether a secret, or its equal, lies in a value: in closures, defaults, bound objects, attributes, containers and
-    the globals that its functions name. Numbers and texts do not count: the target class alone tells nothing.
+    the globals that its functions name, an object's `__call__` and `forward` among them. Numbers and texts do not count:
+    the target class alone tells nothing.
 
     It is a guard against mistakes, not against malice: a secret written down as numbers is not found.
     """
@@ -60,6 +63,8 @@ def _within(one: object) -> Iterator[object]:
     elif isinstance(one, list | tuple | set | frozenset):
         yield from one
     elif not isinstance(one, CodeType):
+        methods = (getattr(type(one), name, None) for name in _CALLS)
+        yield from (method for method in methods if isinstance(method, FunctionType))
         yield from _attributes(one)
 
 

@@ -68,7 +68,7 @@ def test_pairing_removes_what_seeds_do_to_both_arms() -> None:
 def test_arms_that_never_differ_or_always_alike() -> None:
     assert paired_difference([1.0, 2.0], [1.0, 2.0]).p_value == 1
     always = paired_difference([1.5, 2.5], [1.0, 2.0])
-    assert (always.p_value, always.detectable, always.interval.low) == (0, 0, 0.5)
+    assert (always.p_value, always.detectable, always.interval.low) == (0.5, 0, 0.5)
     with pytest.raises(BadInput, match="3 and 2 values"):
         paired_difference([1.0, 2.0, 3.0], [1.0, 2.0])
 

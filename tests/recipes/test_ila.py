@@ -141,6 +141,11 @@ def test_tables_say_what_the_figures_say(study):
     assert on_calibration == sorted(on_calibration, reverse=True)
     every = np.concatenate([ila_overall.gains(one, "midpoint") for one in results])
     assert f"{every.mean():.3f} ±" in next(row[2] for row in together.rows if row[0] == "midpoint")
+    told = {one.text: one.effect for one in ila_overall.pooled_claims(results)}
+    rival = np.mean([ila_overall.gains(one, RANDOM) for one in results], axis=0)
+    better = every.reshape(len(results), -1).mean(0) - rival
+    effect = told[f"over 2 tasks: midpoint beats {RANDOM}"]
+    assert effect.interval.estimate == pytest.approx(better.mean()) and effect.pairs == 2
     assert text.startswith("# Title\n") and "small, other" in text
     assert all(len(row) == len(table.columns) for table in found for row in table.rows)
 

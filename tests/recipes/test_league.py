@@ -18,7 +18,7 @@ CHOSEN = ("midpoint", "midpoint, reversed", "norm of the change", "block influen
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    asked = League((bundled_task("pirate"),), CHOSEN, rates=Rates((1e-2, 3e-2), seeds=1))
+    asked = League((bundled_task("pirate"),), CHOSEN, seeds=6, rates=Rates((1e-2, 3e-2), seeds=1))
     with open_run(tmp_path_factory.mktemp("league"), "league", {}) as run:
         return games(PlantedDesk(run), asked.tasks[0], asked)
 
@@ -29,7 +29,7 @@ def test_who_knows_what_layers_are_worth_wins_at_every_budget(played):
         means = {name: np.mean([each["test"] for each in trained]) for name, trained in one.trained.items()}
         del means[ALL], means[THIN], means[TURNS]
         assert min(means, key=means.get) == "midpoint" and max(means, key=means.get) == "midpoint, reversed"
-        assert set(one.rates.values()) == {1e-2} and one.gains(ALL) == pytest.approx([1.0] * 3)
+        assert set(one.rates.values()) == {1e-2} and one.gains(ALL) == pytest.approx([1.0] * 6)
         assert one.kept["midpoint"][0] == pytest.approx(one.trained["midpoint"][0]["test"])
         assert TURNS not in one.kept and THIN not in one.chosen
 
@@ -56,7 +56,7 @@ def test_standings_and_claims_follow_from_the_games(played):
     table = league_tables.standings(played)
     order = [row[0] for row in table.rows]
     assert order[0] == "midpoint" and order[-3:] == ["midpoint, reversed", THIN, TURNS] and ALL not in order
-    assert table.rows[0][1] == "1.0"
+    assert table.rows[0][1] == "1.000 ± 0.000" and league_tables.ranks(played).shape == (2, 6, len(order))
     verdicts = {claim.text: claim.verdict for claim in league_tables.claims(played)}
     assert verdicts[f"midpoint beats {RANDOM}"] == "supported"
     assert verdicts[f"midpoint, reversed beats {RANDOM}"] == "contradicted"
