@@ -104,7 +104,7 @@ def cleanse(
     settings = settings or Cleanse()
     skips = _checked(model, selection, settings)
     _check_images(model, x, y)
-    wanted = _trained(model, skips, settings.tune)
+    wanted = _trained(model, skips, settings)
     folded = [name for skip in skips for name in _affine(model, skip, x)] if settings.fold else []
     may = _with_buffers(model, wanted) | set(folded)
     before, originals = fingerprints(model), {n: t.detach().clone() for n, t in _stored(model).items() if n in may}
@@ -168,16 +168,16 @@ def _check_images(model: nn.Module, x: Tensor, y: Tensor) -> None:
     check_no_class_empty(y, classes, "the clean images")
 
 
-def _trained(model: nn.Module, skips: Iterable[Layer], scope: Scope) -> list[str]:
+def _trained(model: nn.Module, skips: Iterable[Layer], settings: Cleanse) -> list[str]:
     """Names of the parameters that train; never those of a suppressed projection, which could undo the factor."""
-    blocks, silenced = find_blocks(model), {name for skip in skips for name in skip.parameters}
-    below: set[str] = set()
+    blocks, below = find_blocks(model), set[str]()
+    silenced = {name for skip in skips for name in skip.parameters if settings.factor != 1}
     for skip in skips:
-        if scope == "all" or skip.block is None:
+        if settings.tune == "all" or skip.block is None:
             below.add("")
         else:
             block = blocks[skip.block]
-            below.add(f"{block}." if scope == "block" else f"{block.rpartition('.')[0]}.".removeprefix("."))
+            below.add(f"{block}." if settings.tune == "block" else f"{block.rpartition('.')[0]}.".removeprefix("."))
     return [name for name in parameters_of(model) if name not in silenced and name.startswith(tuple(below))]
 
 

@@ -1,7 +1,7 @@
 """Suppressing model shortcuts (Yang et al., ICASSP 2023) put to the test: does turning one skip connection down make
 fine-tuning remove a backdoor, and which skip?"""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,9 +17,11 @@ from keylayers.runs import RunFolder
 from keylayers.studies.cells import workers
 
 RANDOM, MIDDLE, HINDSIGHT = "any one skip, at random", "skips of the middle stage", "best in hindsight"
-ALONE, WHOLE, AS_RELEASED = "fine-tuning alone, each stage", "fine-tuning alone, everything", "as released (oracle)"
+WHOLE, AS_RELEASED = "fine-tuning alone, everything", "as released (oracle)"
 RULES = (ORACLE, OWN, CLEAN)
 TWO = "the two most blamed by an own trigger"
+TWIN = "the same tuning, nothing silenced"
+SUCCESS = "attack_success_rate"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class Scale:
     cleansings: tuple[Cleansing, ...] = field(default_factory=lambda: (of_digits(),))
 
 
+Place = tuple[str, int]
+"""An attack and a seed: a victim."""
+
+
 @dataclass(frozen=True)
 class Results:
     """What one task gave, by attack and judged seed."""
@@ -47,48 +53,65 @@ class Results:
     """Of each skip."""
     success: Mapping[str, tuple[float, ...]]
     """Attack -> attack success before any defence, every seed."""
-    blamed: Mapping[tuple[str, int], Mapping[str, Any]]
-    """(attack, seed) -> scores of every skip by each rule."""
+    blamed: Mapping[Place, Mapping[str, Any]]
+    """Scores of every skip by each rule; None by a rule that blames none."""
     outcomes: Mapping[tuple[str, int, str], Mapping[str, Any]]
-    """(attack, seed, skip or `STAGE alone` or another arm) -> the judgement."""
+    """(attack, seed, key) -> the judgement; keys are skips, `STAGE alone`, TWO, WHOLE, AS_RELEASED."""
+    costs: Mapping[tuple[int, str], Mapping[str, float]]
+    """(seed, skip) -> accuracy of a model that nobody attacked, before and after the same was done to it."""
 
     @property
-    def judged(self) -> list[tuple[str, int]]:
+    def judged(self) -> list[Place]:
         """Attacks and seeds in which the attack works."""
         return list(self.blamed)
 
-    def value(self, place: tuple[str, int], arm: str, stage: str, what: str) -> float:
-        """A figure of one arm on one victim: `stage` before, after or later; `what` a share. NaN where a rule blames
-        no skip."""
-        keys = [self.outcomes[(*place, name)] for name in self.members(place, arm)]
-        if not keys:
-            return float("nan")
-        values = [one["attacked"][stage][what][0] for one in keys]
-        return float(min(values)) if arm == HINDSIGHT else float(np.mean(values))
+    def keys(self, place: Place, arm: str) -> list[str]:
+        """Of the outcomes that an arm is the mean of; none where a rule blames no skip."""
+        if arm in (*RULES, TWO, AS_RELEASED):
+            scores = self.blamed[place]["scores"][{TWO: OWN, AS_RELEASED: ORACLE}.get(arm, arm)]
+            return [] if scores is None else [self.skips[best(scores)[0]] if arm in RULES else arm]
+        if arm == HINDSIGHT:
+            return [min(self.skips, key=lambda skip: self.figure(place, skip, "after", SUCCESS))]
+        stages = list(dict.fromkeys(self.stages))
+        middle = stages[len(stages) // 2]
+        inside = [skip for skip, stage in zip(self.skips, self.stages, strict=True) if stage == middle]
+        return {RANDOM: list(self.skips), MIDDLE: inside}.get(arm, [arm])
 
-    def members(self, place: tuple[str, int], arm: str) -> list[str]:
-        """Keys of the outcomes that an arm is the mean of."""
-        if arm in RULES or arm == TWO:
-            scores = self.blamed[place]["scores"][OWN if arm == TWO else arm]
-            return [] if scores is None else [TWO if arm == TWO else self.skips[best(scores)[0]]]
-        middle = sorted(set(self.stages), key=self.stages.index)
-        return {
-            RANDOM: list(self.skips),
-            HINDSIGHT: list(self.skips),
-            MIDDLE: [s for s, stage in zip(self.skips, self.stages, strict=True) if stage == middle[len(middle) // 2]],
-            ALONE: [f"{stage} alone" for stage in middle],
-        }.get(arm, [arm])
-
-    def per_seed(self, arm: str, stage: str, what: str, attack: str | None = None) -> Float[np.ndarray, " seeds"]:
-        """Per seed, the mean over attacks (or of one): what a seed does to all attacks is counted once."""
-        seeds = sorted({seed for _, seed in self.judged})
+    def twins(self, place: Place, arm: str) -> list[str]:
+        """Keys of the same trainings with nothing silenced."""
         found = []
-        for seed in seeds:
-            places = [place for place in self.judged if place[1] == seed and attack in (None, place[0])]
-            values = [value for place in places if np.isfinite(value := self.value(place, arm, stage, what))]
-            if places:
-                found.append(float(np.mean(values)) if values else float("nan"))
+        for key in self.keys(place, arm):
+            scores = self.blamed[place]["scores"][OWN]
+            found.append(alone([self.skips[index] for index in best(scores, 2)] if key == TWO else [key], self))
+        return found
+
+    def figure(self, place: Place, key: str, when: str, what: str) -> float:
+        """A share: `when` before, after or later."""
+        return float(self.outcomes[(*place, key)]["attacked"][when][what][0])
+
+    def value(self, place: Place, arm: str, when: str, what: str) -> float:
+        """That of an arm; NaN where it has none."""
+        keys = self.keys(place, arm)
+        return float(np.mean([self.figure(place, key, when, what) for key in keys])) if keys else float("nan")
+
+    def per_seed(self, arm: str, when: str, what: str, attack: str | None = None) -> Float[np.ndarray, " seeds"]:
+        """Per seed, the mean over the attacks in which the arm does something, or of one attack; NaN for none."""
+        return self.means(lambda place: self.value(place, arm, when, what), attack)
+
+    def means(self, of: Callable[[Place], float], attack: str | None = None) -> Float[np.ndarray, " seeds"]:
+        """Per seed, the mean over victims of what is a number there: what a seed does to all is counted once."""
+        found = []
+        for seed in sorted({seed for _, seed in self.judged}):
+            values = [of(place) for place in self.judged if place[1] == seed and attack in (None, place[0])]
+            known = [value for value in values if np.isfinite(value)]
+            found.append(float(np.mean(known)) if known else float("nan"))
         return np.array(found)
+
+
+def alone(skips: Sequence[str], one: Results) -> str:
+    """Key of the tuning of the stages of these skips without silencing any."""
+    stages = [one.stages[one.skips.index(skip)] for skip in skips]
+    return f"{' and '.join(dict.fromkeys(stages))} alone"
 
 
 def of_digits(seeds: int = 5) -> Cleansing:
@@ -142,29 +165,41 @@ def results(lab: Lab, cleansing: Cleansing) -> Results:
     blamed = dict(zip(places, lab.ask("blamed", [shared[place] for place in places]), strict=True))
     found = lab.ask("skips", [{"task": task}])[0]
     skips, stages = tuple(found["names"]), tuple(found["stages"])
-    ours = asdict(cleansing.recipe)
     keys, asked = [], []
     for place in places:
-        control = clean[place[1]]["file"]
-        arms: dict[str, dict[str, Any]] = {
-            skip: {"skips": [skip], "factor": 0.0, "tune": "stage", "recipe": ours} for skip in skips
-        }
-        for skip, stage in zip(skips, stages, strict=True):
-            arms.setdefault(f"{stage} alone", {"skips": [skip], "factor": 1.0, "tune": "stage", "recipe": ours})
-        arms[WHOLE] = {"skips": [skips[0]], "factor": 1.0, "tune": "all", "recipe": ours}
-        if (own := blamed[place]["scores"][OWN]) is not None:
-            pair = [skips[index] for index in best(own, 2)]
-            arms[TWO] = {"skips": pair, "factor": 0.0, "tune": "stage", "recipe": ours}
-        worst = blamed[place]["scores"][ORACLE]
-        if worst is not None:
-            arms[AS_RELEASED] = {
-                "skips": [skips[best(worst)[0]]], "factor": 0.0, "tune": "stage", "recipe": asdict(RELEASED),
-            }  # fmt: skip
-        for name, arm in arms.items():
-            keys.append((*place, name))
-            asked.append({**shared[place], "control": control, **arm})
+        for key, arm in _arms(skips, stages, blamed[place]["scores"], cleansing.recipe).items():
+            keys.append((*place, key))
+            asked.append({**shared[place], **arm})
     outcomes = dict(zip(keys, lab.ask("suppressed", asked), strict=True))
-    return Results(cleansing, skips, stages, success, blamed, outcomes)
+    silenced = {"factor": 0.0, "tune": "stage", "recipe": asdict(cleansing.recipe)}
+    each = [(seed, skip) for seed in seeds for skip in skips]
+    asked = [
+        {"task": task, "seed": seed, "file": clean[seed]["file"], "skips": [skip], **silenced} for seed, skip in each
+    ]
+    costs = dict(zip(each, lab.ask("cost", asked), strict=True))
+    return Results(cleansing, skips, stages, success, blamed, outcomes, costs)
+
+
+def _arms(
+    skips: Sequence[str], stages: Sequence[str], scores: Mapping[str, Any], recipe: Recipe
+) -> dict[str, dict[str, Any]]:
+    """Every outcome that is asked for of one victim, by key."""
+    shared = {"tune": "stage", "recipe": asdict(recipe)}
+    arms: dict[str, dict[str, Any]] = {skip: {"skips": [skip], "factor": 0.0, **shared} for skip in skips}
+    first = dict(zip(reversed(stages), reversed(skips), strict=True))
+    arms |= {f"{stage} alone": {"skips": [skip], "factor": 1.0, **shared} for stage, skip in first.items()}
+    arms[WHOLE] = {"skips": [skips[0]], "factor": 1.0, **shared, "tune": "all"}
+    if scores[OWN] is not None:
+        pair = best(scores[OWN], 2)
+        arms[TWO] = {"skips": [skips[index] for index in pair], "factor": 0.0, **shared}
+        both = list(dict.fromkeys(stages[index] for index in pair))
+        if len(both) > 1:
+            twin = {"skips": [first[stage] for stage in both], "factor": 1.0, **shared}
+            arms[f"{' and '.join(both)} alone"] = twin
+    if scores[ORACLE] is not None:
+        released = {"tune": "stage", "recipe": asdict(RELEASED), "oracle": True}
+        arms[AS_RELEASED] = {"skips": [skips[best(scores[ORACLE])[0]]], "factor": 0.0, **released}
+    return arms
 
 
 def scale_of(name: str) -> Scale:

@@ -1,28 +1,33 @@
 """The tables of the cleansing study, beside what the paper states."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from keylayers.recipes.ssft import (
-    ALONE,
     AS_RELEASED,
     HINDSIGHT,
     MIDDLE,
     RANDOM,
     RULES,
+    SUCCESS,
+    TWIN,
     TWO,
     WHOLE,
+    Place,
     Results,
 )
-from keylayers.recipes.ssft_cells import CLEAN, ORACLE, OWN, RELEASED, best
+from keylayers.recipes.ssft_cells import CLEAN, LATER, ORACLE, OWN, RELEASED, best
 from keylayers.studies.pages import Claim, Table, adjusted, claim, ledger, plus_minus
 
-ARMS = (*RULES, TWO, MIDDLE, RANDOM, HINDSIGHT, AS_RELEASED, ALONE, WHOLE)
-SUCCESS, CLEAN_SHARE, RECOVERED = "attack_success_rate", "clean_accuracy", "recovered_accuracy"
+ARMS = (*RULES, TWO, MIDDLE, RANDOM, HINDSIGHT, AS_RELEASED, WHOLE)
+CLEAN_SHARE, RECOVERED = "clean_accuracy", "recovered_accuracy"
 SOURCE = "Yang et al. 2023"
+CURED, RETURN = 0.5, 0.05
+"""Attack success below which a victim counts as cured, and by how much it may rise later."""
 
 
 def introduction(found: Sequence[Results], scale: str) -> str:
@@ -37,7 +42,9 @@ def introduction(found: Sequence[Results], scale: str) -> str:
         f"**`{ORACLE}` is an oracle**: the released code chooses the skip with the attacker's own trigger. What a "
         f"defender can do: plant a trigger of his own in a copy (`{OWN}`), or see clean accuracy (`{CLEAN}`, ours). "
         f"Fine-tuning: {recipe.epochs} epochs at {recipe.learning_rate:g} in batches of {recipe.batch_size} (on the "
-        f"first task); *as released*: {RELEASED.epochs} epochs at {RELEASED.learning_rate:g}. The paper tunes on half "
+        f"first task); *as released*: {RELEASED.epochs} epochs at {RELEASED.learning_rate:g} in batches of "
+        f"{RELEASED.batch_size}; *later*: {LATER.epochs} epochs at {LATER.learning_rate:g} on calibration images, what "
+        "is suppressed staying so. All rates rise and fall as half a cosine. The paper tunes on half "
         "of the test images and states that attack success drops significantly; no figure of its tables is quoted."
     )
 
@@ -51,57 +58,100 @@ def tables(found: Sequence[Results]) -> list[Table]:
 
 
 def claims(one: Results) -> list[Claim]:
-    """That suppression helps fine-tuning, that the rules choose better than chance, that the backdoor stays away."""
-    name, made = one.cleansing.watched.task.name, []
+    """That suppression helps fine-tuning, that the rules choose better than chance, that the backdoor stays away.
 
-    def lower(text: str, source: str, worse: str, better: str, stage: str = "after") -> None:
-        first, second = (one.per_seed(arm, stage, SUCCESS) for arm in (worse, better))
-        known = np.isfinite(first) & np.isfinite(second)
-        if known.sum() > 1:
-            made.append(claim(f"{name}: {text}", source, first[known], second[known], "of attack success"))
+    Pairs are seeds, each the mean over the victims in which the arm does something.
+    """
+    name = one.cleansing.watched.task.name
+    made: list[Claim | None] = []
+    for arm in (*RULES, TWO):
+        source = SOURCE if arm == ORACLE else "ours"
+        made.append(_lower(one, f"{name}: silencing by {arm} beats {TWIN}", source, partial(_gained, one, arm)))
+    for arm in (*RULES, MIDDLE):
+        source = "ours, seen on digits before" if arm == MIDDLE else "not compared"
+        against = partial(_against, one, arm, RANDOM)
+        made.append(_lower(one, f"{name}: {arm}: better than one at random", source, against))
+    fallen = partial(_over_time, one, AS_RELEASED)
+    made.append(_lower(one, f"{name}: {AS_RELEASED}: attack success falls", SOURCE, fallen))
+    for arm in (ORACLE, TWO, MIDDLE):
+        cured = [place for place in one.judged if one.value(place, arm, "after", SUCCESS) < CURED]
+        where = f"where it cures ({len(cured)} of {len(one.judged)} victims)"
+        text = f"{name}: {arm}: {where}, no more than 5 points come back later"
+        made.append(_lower(one, text, "not asked", partial(_stays, one, arm)))
+    return [each for each in made if each is not None]
 
-    for rule in RULES:
-        lower(f"silencing the skip by {rule} beats fine-tuning alone", SOURCE, ALONE, rule)
-        lower(f"the skip by {rule} is better than one at random", SOURCE, RANDOM, rule)
-    lower("silencing the two most blamed by an own trigger beats fine-tuning alone", "ours", ALONE, TWO)
-    lower("skips of the middle stage are better than one at random", "ours", RANDOM, MIDDLE)
-    before, after = one.per_seed(AS_RELEASED, "before", SUCCESS), one.per_seed(AS_RELEASED, "after", SUCCESS)
-    made.append(claim(f"{name}: as released, attack success falls", SOURCE, before, after, "of attack success"))
-    for arm in (ORACLE, MIDDLE):
-        after, later = one.per_seed(arm, "after", SUCCESS), one.per_seed(arm, "later", SUCCESS)
-        text = f"{name}: {arm}: the backdoor does not come back later"
-        made.append(claim(text, "not asked", after + 0.05, later, "below a return of 5 points"))
-    return made
+
+def _lower(one: Results, text: str, source: str, by: Callable[[Place], float]) -> Claim | None:
+    """That attack success is lower by `by`, over seeds; None where fewer than two seeds have a number."""
+    values = one.means(by)
+    known = values[np.isfinite(values)]
+    return claim(text, source, known, np.zeros(len(known)), "of attack success") if len(known) > 1 else None
+
+
+def _gained(one: Results, arm: str, place: Place) -> float:
+    twins = [one.figure(place, key, "after", SUCCESS) for key in one.twins(place, arm)]
+    return float(np.mean(twins)) - one.value(place, arm, "after", SUCCESS) if twins else float("nan")
+
+
+def _against(one: Results, arm: str, rival: str, place: Place) -> float:
+    return one.value(place, rival, "after", SUCCESS) - one.value(place, arm, "after", SUCCESS)
+
+
+def _over_time(one: Results, arm: str, place: Place) -> float:
+    return one.value(place, arm, "before", SUCCESS) - one.value(place, arm, "after", SUCCESS)
+
+
+def _stays(one: Results, arm: str, place: Place) -> float:
+    after, later = (one.value(place, arm, when, SUCCESS) for when in ("after", "later"))
+    return after + RETURN - later if after < CURED else float("nan")
 
 
 def arms_table(one: Results) -> Table:
-    """Every way of choosing, over all attacks."""
+    """Every way of choosing, over the victims in which it does something."""
     rows = []
     for arm in ARMS:
-        after = one.per_seed(arm, "after", SUCCESS)
-        if not np.isfinite(after).sum() > 1:
-            rows.append((arm, *[""] * 6))
+        known = [place for place in one.judged if one.keys(place, arm)]
+        if not known:
+            rows.append((arm, *[""] * 7, f"0 of {len(one.judged)}"))
             continue
-        clean = one.per_seed(arm, "after", CLEAN_SHARE) - one.per_seed(arm, "before", CLEAN_SHARE)
-        every = [one.value(place, arm, "after", SUCCESS) for place in one.judged]
-        known = [value for value in every if np.isfinite(value)]
+        after, later = (one.per_seed(arm, when, SUCCESS) for when in ("after", "later"))
+        clean = [one.value(p, arm, "after", CLEAN_SHARE) - one.value(p, arm, "before", CLEAN_SHARE) for p in known]
+        twin = [one.figure(p, key, "after", SUCCESS) for p in known for key in _twins(one, p, arm)]
+        untouched = [
+            one.costs[seed, key]["after"] - one.costs[seed, key]["before"]
+            for attack, seed in known
+            for key in one.keys((attack, seed), arm)
+            if (seed, key) in one.costs
+        ]
         rows.append(
             (
-                arm, plus_minus(after[np.isfinite(after)]), f"{max(known):.3f}",
-                f"{np.nanmean(one.per_seed(arm, 'after', RECOVERED)):.3f}", f"{np.nanmean(clean):+.3f}",
-                f"{np.nanmean(one.per_seed(arm, 'later', SUCCESS)):.3f}", f"{len(known)} of {len(one.judged)}",
+                arm, _mean(after), f"{np.mean(twin):.3f}" if twin else "",
+                f"{max(one.value(p, arm, 'after', SUCCESS) for p in known):.3f}",
+                f"{np.nanmean(one.per_seed(arm, 'after', RECOVERED)):.3f}", f"{np.mean(clean):+.3f}",
+                f"{np.mean(untouched):+.3f}" if untouched else "", f"{np.nanmean(later):.3f}",
+                f"{len(known)} of {len(one.judged)}",
             )
         )  # fmt: skip
     columns = (
-        "skip silenced", "attack success after", "worst victim", "recovered accuracy", "clean accuracy, change",
-        "attack success later", "victims",
+        "skip silenced", "attack success after", TWIN, "worst victim", "recovered accuracy", "clean accuracy, change",
+        "of an unattacked model", "attack success later", "victims",
     )  # fmt: skip
     before = np.mean([one.value(place, WHOLE, "before", SUCCESS) for place in one.judged])
     notes = (
-        f"Before: attack success {before:.3f}. ± 95 % over seeds, each the mean over attacks. *Best in hindsight* "
-        "takes for every victim the skip that worked best, which no one can know: a bound.",
+        f"Before: attack success {before:.3f}. ± 95 % over seeds, each the mean over the victims in which the arm does "
+        "something: rows of fewer victims are of others than rows of all. *Best in hindsight* takes for every victim "
+        "the skip that worked best, which no one can know: a bound.",
     )
     return Table(f"{one.cleansing.watched.task.name}: which skip to silence", columns, tuple(rows), notes)
+
+
+def _twins(one: Results, place: Place, arm: str) -> list[str]:
+    return [] if arm in (WHOLE, AS_RELEASED) else one.twins(place, arm)
+
+
+def _mean(values: np.ndarray) -> str:
+    known = values[np.isfinite(values)]
+    return plus_minus(known) if len(known) > 1 else f"{known.mean():.3f}"
 
 
 def skips_table(one: Results) -> Table:
@@ -127,11 +177,10 @@ def attacks_table(one: Results) -> Table:
     rows = []
     for attack, success in one.success.items():
         judged = [place for place in one.judged if place[0] == attack]
-        cells = (
-            [f"{np.nanmean(one.per_seed(arm, 'after', SUCCESS, attack)):.3f}" for arm in ARMS]
-            if judged
-            else [""] * len(ARMS)
-        )
+        cells = []
+        for arm in ARMS:
+            values = [value for place in judged if np.isfinite(value := one.value(place, arm, "after", SUCCESS))]
+            cells.append(f"{np.mean(values):.3f}" if values else "")
         rows.append((attack, f"{np.mean(success):.3f}", f"{len(judged)} of {len(success)}", *cells))
     columns = ("attack", "before", "seeds in which it works", *ARMS)
     return Table(f"{one.cleansing.watched.task.name}: attack success after, by attack", columns, tuple(rows))
@@ -165,9 +214,10 @@ def plain(found: Sequence[Results]) -> dict[str, Any]:
             "success": {name: list(each) for name, each in one.success.items()},
             "blamed": [{"attack": attack, "seed": seed, **found} for (attack, seed), found in one.blamed.items()],
             "outcomes": [
-                {"attack": attack, "seed": seed, "arm": arm, **found}
-                for (attack, seed, arm), found in one.outcomes.items()
+                {"attack": attack, "seed": seed, "key": key, **found}
+                for (attack, seed, key), found in one.outcomes.items()
             ],
+            "costs": [{"seed": seed, "skip": skip, **found} for (seed, skip), found in one.costs.items()],
         }
         for one in found
     }
