@@ -57,6 +57,10 @@ class Images:
         kept = (self.pixels[places], self.labels[places], self.index[places])
         return Images(*kept, self.classes, self.source, self.own_test)
 
+    def drawn(self, count: int, seed: int) -> "Images":
+        """So many at random in the order they stand, or all: files are often sorted by class."""
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:count]))
+
     def tensors(self) -> tuple["Tensor", "Tensor"]:
         """Pixels in [0, 1], float32 (samples, channels, height, width), and labels. Memory: four times the bytes."""
         import torch
@@ -161,13 +165,15 @@ class ImageParts:
                 )
 
 
-def part_images(images: Images, sizes: Mapping[str, int], seed: int = 0) -> ImageParts:
+def part_images(images: Images, sizes: Mapping[str, int], seed: int = 0, *, held_from_test: bool = False) -> ImageParts:
     """Disjoint parts of the sizes asked for, drawn with a seed; classes as they fall, so look at their counts.
 
-    Where the source has a test part of its own, the test images are drawn from it and all others from the rest.
+    Where the source has a test part of its own, the test images are drawn from it and all others from the rest; with
+    `held_from_test` the reference and calibration images, too: a published network was trained on the rest.
 
     Raises:
-        UnknownName: for a part that does not exist. BadInput: if a size is missing, below 1, or too many are asked for.
+        UnknownName: for a part that does not exist. BadInput: if a size is missing, below 1, or too many are asked for;
+            or for `held_from_test` where the source has no test part.
     """
     for name in sizes:
         if name not in PARTS:
@@ -177,11 +183,16 @@ def part_images(images: Images, sizes: Mapping[str, int], seed: int = 0) -> Imag
     order = np.random.default_rng(seed).permutation(len(images))
     first = len(images) if images.own_test is None else images.own_test
     tests = images.index[order] >= first
-    pools = {"test": order[tests]} if tests.any() else {}
-    pools["rest"] = order[~tests]
+    if held_from_test and not tests.any():
+        raise BadInput(
+            f"{images.source} has no test part of its own (x_test, y_test) to draw reference and calibration images "
+            "from; leave held_from_test out."
+        )
+    held = set(PARTS[1:] if held_from_test else PARTS[3:]) if tests.any() else set()
+    pools = {True: order[tests], False: order[~tests]}
     taken: dict[str, Images] = {}
     for name in PARTS:
-        pool = name if name in pools else "rest"
+        pool = name in held
         chosen, pools[pool] = np.split(pools[pool], [sizes[name]])
         if len(chosen) < sizes[name]:
             raise BadInput(

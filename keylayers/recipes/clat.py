@@ -10,7 +10,19 @@ import numpy as np
 from jaxtyping import Float
 
 from keylayers.errors import UnknownName
-from keylayers.recipes.clat_cells import ALL, CAPACITY, CRITICAL, LEAST, RANDOM, Arm, Plan, compute, fields_of
+from keylayers.recipes.clat_cells import (
+    ALIKE,
+    ALL,
+    CAPACITY,
+    CRITICAL,
+    EVERY,
+    LEAST,
+    RANDOM,
+    Arm,
+    Plan,
+    compute,
+    fields_of,
+)
 from keylayers.recipes.image_tasks import ImageTask
 from keylayers.recipes.lab import Lab
 from keylayers.runs import RunFolder
@@ -23,12 +35,14 @@ ARMS = {
     "CLAT, chosen once": Arm(CRITICAL, 1.0, again=False),
     "critical layers, no feature term": Arm(CRITICAL),
     "random layers": Arm(RANDOM, 1.0),
+    "random layers, same size": Arm(ALIKE, 1.0),
     "least critical layers": Arm(LEAST, 1.0),
+    "every convolution": Arm(EVERY, 1.0),
     "everything": Arm(ALL),
     "everything, a tenth of the rate": Arm(ALL, rate=0.1),
 }
 """Every arm goes on from the same adversarially trained network, for the same epochs; frozen modules keep their running
-statistics in all."""
+statistics in all. With the feature term a step takes two attacks, fast and without it one."""
 
 RIFT = {"RiFT": CAPACITY, "RiFT on critical layers": CRITICAL}
 """Clean fine-tuning of few layers instead, by what chooses them."""
@@ -83,7 +97,7 @@ def real() -> tuple[Hardening, ...]:
         "CIFAR-10", f"{data}/vision/cifar10_subset_10k_2k.npz", "keylayers.models.cifar:resnet20",
         {"train": 1000, "reference": 1, "calibration": 150, "test": 300},
         ImageTraining(batch_size=100),
-        f"{models}/resnet_cifar10/resnet20.safetensors",
+        f"{models}/resnet_cifar10/resnet20.safetensors", held_from_test=True,
     )  # fmt: skip
     return (Hardening(task, Plan(8 / 255, 5, 4, 3, 1, 0.05, 0.02, 10), 3),)
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,7 +30,10 @@ from keylayers.scores import LayerScores, Selection, select
 from keylayers.training.images import ImageTraining
 
 SIZE = 128  # images of a batch that layers are chosen on
-ALL, CRITICAL, LEAST, RANDOM, CAPACITY = "all", "critical", "least critical", "random", "least robust capacity"
+ALL, EVERY, CRITICAL, LEAST, CAPACITY = "all", "every", "critical", "least critical", "least robust capacity"
+RANDOM, ALIKE = "random", "random, same size"
+"""`every`: all convolutions. Random layers are drawn anew whenever layers are chosen; `same size`: with about as many
+parameters as the critical ones."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +105,13 @@ def hardened(
         return robust_accuracy(network, *calibration, how.attack(seed)).accuracy
 
     choosing = _Choosing(parts, how, asked.choose, seed)
-    again = choosing if asked.again and asked.choose != ALL else None
+    again = choosing if asked.again and asked.choose not in (ALL, EVERY) else None
     first = choosing(model)
     with torch.random.fork_rng(devices=[]):
         made = harden(model, first, *parts.train.tensors(), settings, reselect=again, watch=watch)
     found = {
         "last": _measured(model, parts, how, seed),
-        "trained": sum(layer.size for layer in first.chosen),
+        "trained": fmean(sum(layer.size for layer in each.chosen) for _, each in made.selections),
         "selections": [[epoch, list(selection.names)] for epoch, selection in made.selections],
         "losses": list(made.losses),
         "watched": list(made.watched),
@@ -143,12 +147,16 @@ class _Choosing:
         count = max(1, math.floor(self.plan.share * len(layers) + 0.5))
         if self.choose == ALL:
             return _everything(model)
+        if self.choose == EVERY:
+            return Selection.of(layers, names=[layer.name for layer in layers], allow_total=True)
         if self.choose == RANDOM:
             return select(layers, f"random:{count}:seed={1000 * self.seed + self.calls}")
         if self.choose == CAPACITY:
             settings = RobustCapacity(self.plan.eps, self.plan.steps)
             return select(robust_capacity(self._evidence(model), layers, settings), f"bottom:{count}")
         scores = self.fragility(model, layers)
+        if self.choose == ALIKE:
+            return select(scores, f"random:{count}:seed={1000 * self.seed + self.calls}:match=params")
         return select(scores, f"{'top' if self.choose == CRITICAL else 'bottom'}:{count}")
 
     def fragility(self, model: nn.Module, layers: tuple[Layer, ...]) -> LayerScores:

@@ -14,7 +14,7 @@ from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.naming import named_layers
 from keylayers.measures.backdoor import predicted_classes
 from keylayers.measures.objective import image_loss
-from keylayers.recipes.image_inputs import ImageInputs
+from keylayers.recipes.image_inputs import ImageInputs, image_key
 from keylayers.recipes.planting import batches, own_trigger, planted, triggered
 from keylayers.runs import RunFolder, write_json, write_tensors
 from keylayers.scores import LayerScores, Selection
@@ -90,11 +90,12 @@ def blamed(model: nn.Module, clean: Images, request: CleanseRequest) -> LayerSco
         BadInput: if none is to blame.
     """
     x, y = clean.tensors()
-    data = batches(x, y)
+    key = image_key(model)
+    data = batches(x, y, key)
     if request.calibration == "own-trigger":
         trigger = own_trigger(x)
         model = planted(model, x, y, trigger, request.target)
-        data = triggered(x, y, trigger, request.target)
+        data = triggered(x, y, trigger, request.target, key)
     evidence = Evidence(model=model, data=data, loss=image_loss, granularity="skip")
     scores = skip_suppression(evidence, named_layers(model, "skip"), SkipSuppression(request.calibration))
     if not scores.values.max() > 0:

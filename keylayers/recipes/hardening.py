@@ -14,14 +14,15 @@ from keylayers.measures.attacks import FeatureAttack, Pgd
 from keylayers.measures.masking import sanity
 from keylayers.measures.objective import image_loss
 from keylayers.measures.robustness import clean_accuracy, robust_accuracy, worst_case
-from keylayers.recipes.image_inputs import ImageInputs
+from keylayers.recipes.image_inputs import ImageInputs, image_key
 from keylayers.runs import RunFolder, note, write_tensors
 from keylayers.scores import LayerScores, Selection, parse, select
 from keylayers.training.train import Report
 
 TRAINED, CALIBRATION = 0.7, 0.1
 """Of the images; the rest tests."""
-CHOSEN_ON = 128  # training images that layers are chosen on
+CHOSEN_ON = 128  # training images that layers are chosen on, drawn with the seed
+CHECKED_ON = 100  # test images that signs of a failed attack are looked for on, drawn with it too
 TEST_STEPS, RESTARTS = 20, 2
 
 
@@ -70,8 +71,9 @@ def harden_network(
     model = request.inputs.load_model()
     layers = named_layers(model, request.granularity)  # type: ignore[arg-type]
     attack = request.settings.attack
-    before, _ = _measured(model, test, attack)
-    choose = _chooser(request, train, scores)
+    seed = request.inputs.seed
+    before, _ = _measured(model, test, attack, seed)
+    choose = _chooser(request, train, image_key(model), scores)
     first = choose(model)
     note(f"training {', '.join(first.names[:5])}{' and others' if len(first) > 5 else ''}, chosen by {policy}")
     again = choose if request.again and scores is None else None
@@ -80,20 +82,22 @@ def harden_network(
         return robust_accuracy(network, *calibration.tensors(), attack).accuracy
 
     made = harden(model, first, *train.tensors(), request.settings, reselect=again, watch=watch, report=report)
-    last, warnings = _measured(model, test, attack)
+    last, warnings = _measured(model, test, attack, seed)
     write_tensors(run.path / "last.safetensors", dict(model.state_dict()))
     assert made.best is not None and made.best_epoch is not None and layers
     write_tensors(run.path / "best.safetensors", made.best)
     model.load_state_dict(dict(made.best))
-    best, _ = _measured(model, test, attack)
+    best, _ = _measured(model, test, attack, seed)
     return HardenResult(
         _names(made), before, last, best, made.best_epoch, sum(layer.size for layer in first.chosen), made.untouched,
         warnings,
     )  # fmt: skip
 
 
-def _chooser(request: HardenRequest, train: Images, scores: LayerScores | None) -> Callable[[nn.Module], Selection]:
-    batch = next(iter(train.batches(CHOSEN_ON)))
+def _chooser(
+    request: HardenRequest, train: Images, key: str, scores: LayerScores | None
+) -> Callable[[nn.Module], Selection]:
+    (batch,) = train.drawn(CHOSEN_ON, request.inputs.seed).batches(CHOSEN_ON, key)
     ball = request.settings.attack.ball
 
     def choose(model: nn.Module) -> Selection:
@@ -111,7 +115,7 @@ def _names(made: Hardened) -> tuple[tuple[int, tuple[str, ...]], ...]:
     return tuple((epoch, tuple(selection.names)) for epoch, selection in made.selections)
 
 
-def _measured(model: nn.Module, images: Images, attack: Pgd) -> tuple[dict[str, float], tuple[str, ...]]:
+def _measured(model: nn.Module, images: Images, attack: Pgd, seed: int) -> tuple[dict[str, float], tuple[str, ...]]:
     x, y = images.tensors()
     loss = Pgd(attack.ball, TEST_STEPS, restarts=RESTARTS, seed=1)
     blocks = tuple(layer.name for layer in named_layers(model, "block"))
@@ -123,4 +127,5 @@ def _measured(model: nn.Module, images: Images, attack: Pgd) -> tuple[dict[str, 
         "features": found[1].accuracy,
         "worst case": worst_case(*found).accuracy,
     }
-    return figures, tuple(sanity(model, x[:100], y[:100], loss).raised.values())
+    flags = sanity(model, *images.drawn(CHECKED_ON, seed).tensors(), loss)
+    return figures, tuple(flags.raised.values())

@@ -1,18 +1,22 @@
 """From what a user names (a network, images) to what criteria and actions of images take."""
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
 
 from keylayers.data.images import Images, load_images
 from keylayers.errors import BadInput
-from keylayers.models.loading import load_model
+from keylayers.models.loading import LoadedModel, is_factory, load_model
 from keylayers.models.normalised import normalise_inside
+from keylayers.runs import note
 
-PREPROCESSOR = "preprocessor_config.json"
+PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+"""Files of a checkpoint that state the normalisation; the second under `image_processor`, where it has that."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +34,14 @@ class ImageInputs:
         """The network, in eval mode, taking images in [0, 1].
 
         A Hugging Face checkpoint is normalised inside by what its preprocessor says; another network must do so itself.
+
+        Raises:
+            BadInput: as `load_model` does, or if a preprocessor's file cannot be read.
         """
-        model = load_model(self.model, weights=self.weights).model
-        file = Path(self.model) / PREPROCESSOR
-        if file.is_file():
-            stated = json.loads(file.read_text())
-            if stated.get("do_normalize", True) and "image_mean" in stated:
-                normalise_inside(model, stated["image_mean"], stated["image_std"])
-        return model
+        loaded = load_model(self.model, weights=self.weights)
+        if not is_factory(self.model):
+            _normalise(loaded)
+        return loaded.model
 
     def parts(self, *shares: float) -> tuple[Images, ...]:
         """Disjoint parts of the images by share, and the rest as the last; drawn with the seed.
@@ -55,3 +59,44 @@ class ImageInputs:
                 "and a rest; give more."
             )
         return tuple(images.take(np.sort(each)) for each in places)
+
+
+def _normalise(loaded: LoadedModel) -> None:
+    stated = preprocessing(loaded)
+    if "image_mean" in stated and "image_std" in stated:
+        if stated.get("do_normalize", True):
+            normalise_inside(loaded.model, stated["image_mean"], stated["image_std"])
+    elif stated.get("do_normalize", True):
+        note(
+            f"{loaded.source}: no {PREPROCESSOR} was found that states a mean and a deviation, so the network gets "
+            "pixels in [0, 1] as they are; if it was trained on normalised ones, put that file beside its weights."
+        )
+
+
+def preprocessing(loaded: LoadedModel) -> dict[str, Any]:
+    """What a checkpoint's preprocessor states, in a folder or on the hub as its weights are; empty where it has none.
+
+    Raises:
+        BadInput: for a file that cannot be had or read.
+    """
+    from transformers.utils import cached_file
+
+    place = loaded.source if loaded.folder is None else loaded.folder
+    for name in (PROCESSOR, PREPROCESSOR):
+        try:
+            file = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
+            stated = {} if file is None else json.loads(Path(file).read_text())
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                f"cannot read {name} of {loaded.source!r} ({error}); it says how images are normalised."
+            ) from error
+        if own := stated.get("image_processor") if name == PROCESSOR else stated:
+            return dict(own)
+    return {}
+
+
+def image_key(model: nn.Module) -> str:
+    """Name of the argument that takes images: the one that a Hugging Face model states, else the first."""
+    names = inspect.signature(model.forward).parameters.values()
+    first = next((one.name for one in names if one.kind is one.POSITIONAL_OR_KEYWORD), "x")
+    return str(getattr(model, "main_input_name", first))

@@ -30,10 +30,13 @@ class ImageTask:
     """Of the network that is attacked or defended."""
     weights: str | None = None
     """Safetensors it starts from; None: random weights, drawn anew with every seed."""
+    held_from_test: bool = False
+    """Whether reference and calibration images come from the data's own test part, which `weights` never saw."""
 
     def fields(self) -> dict[str, Any]:
-        """As plain JSON, for a cell."""
-        return asdict(self)
+        """As plain JSON, for a cell; without `held_from_test` where it is off, as cells kept from before have it."""
+        fields = asdict(self)
+        return fields if self.held_from_test else {key: fields[key] for key in fields if key != "held_from_test"}
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "ImageTask":
@@ -42,7 +45,7 @@ class ImageTask:
 
     def parts(self, seed: int) -> ImageParts:
         """Four disjoint parts; each seed has its own."""
-        return part_images(load_images(self.data), self.sizes, seed)
+        return part_images(load_images(self.data), self.sizes, seed, held_from_test=self.held_from_test)
 
     def untrained(self, seed: int) -> nn.Module:
         """The network as training finds it, in eval mode."""

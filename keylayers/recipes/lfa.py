@@ -107,9 +107,9 @@ def real() -> tuple[Watched, ...]:
     )  # fmt: skip
     cifar = ImageTask(
         "CIFAR-10", f"{data}/vision/cifar10_subset_10k_2k.npz", "keylayers.models.cifar:resnet20",
-        {"train": 4000, "reference": 1000, "calibration": 500, "test": 1000},
+        {"train": 4000, "reference": 1000, "calibration": 500, "test": 500},
         ImageTraining(epochs=4, learning_rate=0.02),
-        f"{models}/resnet_cifar10/resnet20.safetensors",
+        f"{models}/resnet_cifar10/resnet20.safetensors", held_from_test=True,
     )  # fmt: skip
     attacks = {"patch": Backdoor("patch"), "blend": Backdoor("blend"), "sinusoid": Backdoor("sinusoid", 1.5),
                "warp": Backdoor("warp", 3.0)}  # fmt: skip

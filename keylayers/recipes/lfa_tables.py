@@ -17,6 +17,11 @@ PAPER = "input-aware attack, CIFAR-10, ResNet-18: TPR 99.5 % at FPR 1.2 % (tau =
 def introduction(found: Sequence[Results], scale: str) -> str:
     """What was done, and what differs from the paper."""
     tasks = ", ".join(f"{one.watched.task.name} ({one.watched.seeds} seeds)" for one in found)
+    published = [one.watched.task.name for one in found if one.watched.task.held_from_test]
+    held = "" if not published else (
+        f" The network of {', '.join(published)} came trained: reference and calibration images are of that data's own "
+        "test part."
+    )  # fmt: skip
     return (
         f"Made by `keylayers reproduce lfa --scale {scale}`. Images: {tasks}. A model is trained on data of which an "
         "attacker changed a part; a screen is fitted on clean reference images, its threshold on other clean ones, "
@@ -26,7 +31,8 @@ def introduction(found: Sequence[Results], scale: str) -> str:
         "What differs from the paper: small networks and images; centroids of the other records of a class, weights "
         "per class (the released code gives every class those of the last), negative weights set to 0; thresholds also "
         f"by a conformal quantile that promises at most {ALPHA:.0%} of false alarms. *As published* keeps the released "
-        f"form. The paper's figure: {PAPER}."
+        "weights and centroids (predicted classes, each record part of its own), but not the released list of layers, "
+        f"which has the stem and the logits, too: here they are the blocks.{held} The paper's figure: {PAPER}."
     )
 
 

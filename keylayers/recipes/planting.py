@@ -47,13 +47,17 @@ def planted(
 
 
 def triggered(
-    x: Float[Tensor, "samples channels height width"], y: Int[Tensor, " samples"], trigger: Trigger, target: int
+    x: Float[Tensor, "samples channels height width"],
+    y: Int[Tensor, " samples"],
+    trigger: Trigger,
+    target: int,
+    key: str = "x",
 ) -> list[Batch]:
     """Batches of images of other classes with a trigger; what it is to bring as labels."""
     others = y != target
-    return batches(trigger(x[others]), torch.full((int(others.sum()),), target))
+    return batches(trigger(x[others]), torch.full((int(others.sum()),), target), key)
 
 
-def batches(x: Tensor, y: Tensor) -> list[Batch]:
-    """Images and labels in batches, as the criteria take them."""
-    return [{"x": a, "labels": b} for a, b in zip(x.split(SIZE), y.split(SIZE), strict=True)]
+def batches(x: Tensor, y: Tensor, key: str = "x") -> list[Batch]:
+    """Images and labels in batches as the criteria take them, the images under the name of the network's argument."""
+    return [{key: a, "labels": b} for a, b in zip(x.split(SIZE), y.split(SIZE), strict=True)]

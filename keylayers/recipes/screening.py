@@ -14,7 +14,7 @@ from keylayers.criteria.criterion import Evidence
 from keylayers.data.images import load_pixels
 from keylayers.layers.naming import named_layers
 from keylayers.measures.objective import image_loss
-from keylayers.recipes.image_inputs import ImageInputs
+from keylayers.recipes.image_inputs import ImageInputs, image_key
 from keylayers.runs import RunFolder
 from keylayers.scores import Selection, select
 
@@ -59,7 +59,8 @@ def screen_stream(request: ScreenRequest, run: RunFolder) -> ScreenResult:
     """
     pixels = load_pixels(request.stream)
     model = request.inputs.load_model()
-    reference, calibration = (list(part.batches(SIZE, _key(model))) for part in request.inputs.parts(REFERENCE))
+    key = image_key(model)
+    reference, calibration = (list(part.batches(SIZE, key)) for part in request.inputs.parts(REFERENCE))
     blocks = named_layers(model, "block", example=_example(model, reference[0]))
     chosen: Selection | dict[int, Selection]
     if request.layers == AUTO:
@@ -81,7 +82,7 @@ def screen_stream(request: ScreenRequest, run: RunFolder) -> ScreenResult:
 
 
 def _judged(screen: Screen, model: nn.Module, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    key = _key(model)
+    key = image_key(model)
     batches = (
         {key: torch.from_numpy(pixels[start : start + SIZE].astype(np.float32)) / 255}
         for start in range(0, len(pixels), SIZE)
@@ -89,11 +90,6 @@ def _judged(screen: Screen, model: nn.Module, pixels: np.ndarray) -> dict[str, n
     seen = list(screen.stream(model, batches))
     names = {"class": "classes", "suspicion": "suspicion", "flagged": "flags"}
     return {name: np.concatenate([getattr(one, what) for one in seen]) for name, what in names.items()}
-
-
-def _key(model: nn.Module) -> str:
-    """Name of the argument that takes images."""
-    return str(getattr(model, "main_input_name", "x"))
 
 
 def _example(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any] | None:

@@ -15,8 +15,8 @@ _CALLS = ("__call__", "forward")  # methods of an object's class that run when i
 
 def reaches(value: object, secrets: Iterable[object]) -> bool:
     """Whether a secret, or its equal, lies in a value: in closures, defaults, bound objects, attributes, containers and
-    the globals that its functions name, an object's `__call__` and `forward` among them. Numbers and texts do not count:
-    the target class alone tells nothing.
+    the globals that its functions name, an object's `__call__` and `forward` among them. Numbers and texts do not
+    count: the target class alone tells nothing.
 
     It is a guard against mistakes, not against malice: a secret written down as numbers is not found.
     """

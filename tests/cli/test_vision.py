@@ -5,15 +5,22 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from keylayers.actions.screen import load_screen
 from keylayers.cli.vision import fraction
+from keylayers.criteria.feature_fragility import feature_fragility
+from keylayers.data.images import load_images
 from keylayers.errors import BadInput
 from keylayers.layers.suppressed import Suppressed
 from keylayers.measures.backdoor import predicted_classes
+from keylayers.measures.masking import sanity
 from keylayers.models.digits import digits_resnet
+from keylayers.models.normalised import normalise_inside
+from keylayers.recipes import hardening
 from keylayers.recipes.image_attacks import Backdoor, make_victim, victim
+from keylayers.training.images import ImageTraining, train_images
 from tests.recipes.images import watched
 
 NO_SKIP = "tests.cli.test_vision:plain_network"
@@ -93,6 +100,75 @@ def test_few_layers_are_hardened_and_both_states_are_stored(cli, place, tmp_path
     chosen = {f"{name}.weight" for _, names in results["selections"] for name in names}
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed and changed <= chosen
+
+
+@pytest.fixture(scope="module")
+def checkpoint(place):
+    """A Hugging Face classifier of the same images, normalised by its preprocessor, in a folder as it is saved."""
+    config = hf.ResNetConfig(
+        num_channels=1, embedding_size=8, hidden_sizes=[8, 16], depths=[2, 2], layer_type="basic", num_labels=10
+    )
+    torch.manual_seed(0)
+    network, stated = hf.ResNetForImageClassification(config), {"image_mean": [0.3], "image_std": [0.4]}
+    normalise_inside(network, *stated.values())
+    x, y = load_images(place / "clean.npz").tensors()
+    train_images(network, x, y, ImageTraining(epochs=8, batch_size=30, learning_rate=0.05))
+    network.save_pretrained(place / "hf")
+    (place / "hf" / "preprocessor_config.json").write_text(json.dumps(stated))
+    return place / "hf"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("harden", "--eps", "0.1", "--steps", "1", "--epochs", "2", "--reselect", "1"),
+        ("cleanse", "--calibration", "clean-only", "--epochs", "1"),
+        ("cleanse", "--calibration", "own-trigger", "--epochs", "1"),
+        ("screen", "--alpha", "10%"),
+    ],
+    ids=lambda words: f"{words[0]} {words[2]}",
+)
+def test_a_hugging_face_checkpoint_goes_through_every_command(cli, place, checkpoint, tmp_path, words):
+    given = ["--data" if words[0] == "harden" else "--clean", place / "clean.npz"]
+    given += ["--data", place / "stream.npz"] if words[0] == "screen" else []
+    done = cli(*words, "--model", checkpoint, *given, "--out", tmp_path / "run")
+    assert done.code == 0, done.err
+    if words[0] == "screen":
+        assert len(json.loads((tmp_path / "run" / "flags.json").read_text())["flagged"]) == 100
+        return
+    before = load_file(checkpoint / "model.safetensors")
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    accuracy = results["before"]["clean"] if words[0] == "harden" else results["figures"]["clean accuracy"][0]
+    assert accuracy > 0.6  # not normalised, or wrongly loaded, it would guess
+    after = load_file(tmp_path / "run" / ("last.safetensors" if words[0] == "harden" else "cleansed.safetensors"))
+    assert after.keys() == before.keys() and any(not torch.equal(after[name], before[name]) for name in before)
+
+
+def test_layers_are_chosen_and_checked_on_images_of_all_classes_of_a_sorted_file(cli, place, tmp_path, monkeypatch):
+    held = load_images("bundled:digits")
+    order = np.argsort(held.labels, kind="stable")
+    np.savez(tmp_path / "sorted.npz", x=held.pixels[order, 0], y=held.labels[order])
+    seen = {"chosen": [], "checked": []}
+
+    def choosing(evidence, *rest):
+        seen["chosen"].append(evidence.data[0]["labels"])
+        return feature_fragility(evidence, *rest)
+
+    def checking(model, x, y, *rest):
+        seen["checked"].append(y)
+        return sanity(model, x, y, *rest)
+
+    monkeypatch.setattr(hardening, "feature_fragility", choosing)
+    monkeypatch.setattr(hardening, "sanity", checking)
+    monkeypatch.setattr(hardening, "TEST_STEPS", 1)
+    done = cli(
+        "harden", "--weights", place / "w.safetensors", "--data", tmp_path / "sorted.npz", "--eps", "0.1", "--steps",
+        "1", "--epochs", "1", "--loss", "pgd-at", "--out", tmp_path / "run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert {len(labels) for labels in seen["chosen"]} == {128} and {len(labels) for labels in seen["checked"]} == {100}
+    for labels in (*seen["chosen"], *seen["checked"]):
+        assert set(labels.tolist()) == set(range(10))
 
 
 def _damaged(place, tmp_path, **changes):

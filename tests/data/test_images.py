@@ -51,6 +51,28 @@ def test_a_source_with_its_own_test_part_keeps_it_apart(tmp_path) -> None:
         part_images(images, SIZES | {"train": 15, "test": 11})
 
 
+def test_what_a_defence_has_can_be_held_from_the_own_test_part() -> None:
+    images = made(40, own_test=20)
+    parts = part_images(images, SIZES, seed=1, held_from_test=True)
+    assert {name: len(getattr(parts, name)) for name in PARTS} == SIZES
+    assert (parts.train.index < 20).all()
+    held = [getattr(parts, name).index for name in PARTS[1:]]
+    assert all((index >= 20).all() for index in held) and len(np.unique(np.concatenate(held))) == 5 + 6 + 7
+    with pytest.raises(BadInput, match="9 of them left for the test part, which should have 10"):
+        part_images(images, SIZES | {"test": 10}, held_from_test=True)
+    with pytest.raises(BadInput, match="made has no test part of its own"):
+        part_images(made(), SIZES, held_from_test=True)
+
+
+def test_a_draw_is_of_all_images_in_their_order_and_depends_on_the_seed() -> None:
+    images = made(40)
+    drawn = images.drawn(10, seed=1)
+    assert (np.diff(drawn.index) > 0).all() and len(drawn) == 10 and drawn.index.max() > 20
+    assert (drawn.pixels[:, 0, 0, 0] == drawn.index).all()
+    assert (images.drawn(10, seed=1).index == drawn.index).all() and set(images.drawn(10, 2).index) != set(drawn.index)
+    assert (images.drawn(100, seed=1).index == images.index).all()
+
+
 def test_parts_are_disjoint_and_depend_on_nothing_but_the_seed() -> None:
     parts, again, other = (part_images(made(), SIZES, seed) for seed in (0, 0, 1))
     assert {name: len(getattr(parts, name)) for name in PARTS} == SIZES

@@ -1,5 +1,9 @@
 """A small task of digits whose backdoor is learnt in half a second, for the tests of the vision studies."""
 
+from pathlib import Path
+
+import numpy as np
+
 from keylayers.recipes.image_attacks import Backdoor
 from keylayers.recipes.image_tasks import ImageTask
 from keylayers.recipes.lfa import Watched
@@ -12,3 +16,12 @@ def watched(seeds: int = 2, **attacks: Backdoor) -> Watched:
     """Two seeds and a patch, unless other attacks are given."""
     task = ImageTask("small digits", sizes=SIZES, training=ImageTraining(epochs=6, batch_size=50))
     return Watched(task, attacks or {"patch": Backdoor("patch", share=0.3)}, seeds)
+
+
+def cifar_like(folder: Path) -> None:
+    """As many images as the study takes of CIFAR-10, black ones of 2 x 2 pixels, where it looks for them."""
+    (folder / "vision").mkdir()
+    arrays = {}
+    for part, count in (("train", 10_000), ("test", 2_000)):
+        arrays |= {f"x_{part}": np.zeros((count, 2, 2, 3), np.uint8), f"y_{part}": np.arange(count) % 10}
+    np.savez_compressed(folder / "vision" / "cifar10_subset_10k_2k.npz", **arrays)

@@ -1,19 +1,24 @@
 """The hardening study in miniature: every arm from one start, few layers trained, tables on planted figures."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from keylayers.errors import UnknownName
 from keylayers.layers.naming import named_layers
-from keylayers.recipes.clat import ARMS, RIFT, START, Hardening, Results, Scale, digits, reproduce, scale_of
-from keylayers.recipes.clat_cells import ALL, RANDOM, Plan
+from keylayers.measures.attacks import FeatureAttack, Pgd
+from keylayers.measures.robustness import Outcomes
+from keylayers.recipes import clat_cells
+from keylayers.recipes.clat import ARMS, RIFT, START, Hardening, Results, Scale, digits, real, reproduce, scale_of
+from keylayers.recipes.clat_cells import ALL, EVERY, RANDOM, Plan
 from keylayers.recipes.clat_tables import claims, introduction, plain, tables
 from keylayers.recipes.image_tasks import ImageTask
 from keylayers.runs import open_run
 from keylayers.studies.pages import page
 from keylayers.training.images import ImageTraining
+from tests.recipes.images import cifar_like
 
 PLAN = Plan(0.1, 1, start_epochs=2, epochs=2, every=1, share=0.05, learning_rate=0.05, test_steps=2)
 
@@ -37,18 +42,26 @@ def test_every_arm_trains_what_it_says(found):
     for name, arm in ARMS.items():
         for each in one.arms[name]:
             chosen = [names for _, names in each["selections"]]
-            assert each["trained"] == (whole if arm.choose == ALL else sizes[chosen[0][0]])
-            assert len(chosen) == (2 if arm.again and arm.choose != ALL else 1)
+            spent = [sum(sizes[name] for name in names) for names in chosen if arm.choose != ALL]
+            assert each["trained"] == (whole if arm.choose == ALL else np.mean(spent))
+            assert len(chosen) == (2 if arm.again and arm.choose not in (ALL, EVERY) else 1)
             assert len(each["watched"]) == PLAN.epochs and each["best_epoch"] == int(np.argmax(each["watched"]))
     drawn = {tuple(names) for each in one.arms["random layers"] for _, names in each["selections"]}
     assert len(drawn) > 1 and ARMS["random layers"].choose == RANDOM
 
 
-def test_the_worst_case_is_at_most_each_attack(found):
-    one, _ = found
-    for each in (each for arm in one.arms.values() for each in arm):
-        for when in ("last", "best"):
-            assert each[when]["robust"] <= min(each[when]["loss"], each[when]["features"]) <= each[when]["clean"]
+def test_the_worst_case_counts_an_image_that_any_attack_turns(found, monkeypatch):
+    """Planted outcomes: the attack on the loss turns the first half, that on the features every third image."""
+    hardening, count = found[0].hardening, 60
+    left = {Pgd: np.arange(count) >= 30, FeatureAttack: np.arange(count) % 3 != 0}
+    monkeypatch.setattr(
+        clat_cells, "robust_accuracy", lambda model, x, y, attack: Outcomes(attack.name, left[type(attack)])
+    )
+    monkeypatch.setattr(clat_cells, "harden", lambda *given: SimpleNamespace(losses=()))
+    plan = clat_cells.fields_of(hardening.plan)
+    made = clat_cells.started(found[1], task=hardening.task.fields(), plan=plan, seed=7)
+    assert (made["loss"], made["features"]) == (0.5, pytest.approx(2 / 3))
+    assert made["robust"] == pytest.approx(1 / 3)
 
 
 def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monkeypatch):
@@ -64,16 +77,37 @@ def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monk
 @pytest.mark.parametrize(("rival", "verdict"), [(0.5, "supported"), (0.9, "contradicted"), (0.7, "undecided here")])
 def test_claims_follow_the_accuracies(found, rival, verdict):
     noise = np.array([0.0, 0.01, -0.01, 0.02, -0.02, 0.01])
+    opposite = {"supported": "contradicted", "contradicted": "supported"}
 
-    def seen(mean: float, shift: int) -> tuple:
-        values = mean + np.roll(noise, shift)
-        return tuple({"last": {"robust": v, "clean": v}, "best": {}, "trained": 1} for v in values.tolist())
+    def seen(robust: float, clean: float, shift: int = 1) -> tuple:
+        turned = np.roll(noise, shift)
+        last = [{"robust": robust + one, "clean": clean + one} for one in turned.tolist()]
+        return tuple({"last": one, "best": {}, "trained": 1} for one in last)
 
-    planted = Results(found[0].hardening, {name: seen(rival, 1) for name in (START, *ARMS, *RIFT)})
-    planted.arms["CLAT"] = seen(0.7, 0)  # type: ignore[index]
-    told = {one.text: one for one in claims(planted)}
-    one = told["few digits: CLAT beats random layers, robust accuracy after the last epoch"]
-    assert one.verdict == verdict and one.effect.interval.estimate == pytest.approx(0.7 - rival)
+    arms = {name: seen(0.1, 0.2) for name in (START, *ARMS, *RIFT)}
+    arms |= {START: seen(0.3, 0.6), "CLAT": seen(0.7, 0.8, 0), "random layers": seen(rival, 1.5 - rival)}
+    arms["RiFT"] = seen(0.0, 0.55, 0)
+    told = {one.text.removeprefix("few digits: "): one for one in claims(Results(found[0].hardening, arms))}
+    expected = {
+        "CLAT beats random layers, robust accuracy after the last epoch": (0.7 - rival, verdict),
+        "CLAT beats random layers, clean accuracy after the last epoch": (rival - 0.7, opposite.get(verdict, verdict)),
+        f"CLAT beats {START}, robust accuracy after the last epoch": (0.4, "supported"),
+        f"CLAT beats {START}, clean accuracy after the last epoch": (0.2, "supported"),
+        "RiFT raises clean accuracy": (-0.05, "contradicted"),
+    }
+    for text, (effect, said) in expected.items():
+        assert told[text].verdict == said, text
+        assert told[text].effect.interval.estimate == pytest.approx(effect), text
+
+
+def test_a_published_network_is_tested_on_images_it_never_saw(tmp_path, monkeypatch):
+    cifar_like(tmp_path)
+    monkeypatch.setenv("KEYLAYERS_MODELS", "models")
+    monkeypatch.setenv("KEYLAYERS_DATA", str(tmp_path))
+    (cifar,) = real()
+    parts = ImageTask.of(cifar.task.fields()).parts(0)
+    assert cifar.task.weights is not None and (parts.train.index < 10_000).all()
+    assert all((part.index >= 10_000).all() for part in (parts.reference, parts.calibration, parts.test))
 
 
 def test_an_unknown_scale_is_named(monkeypatch):

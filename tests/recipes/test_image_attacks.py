@@ -1,5 +1,6 @@
 """Victims of the vision studies: stored and read back with their triggers; what an attack needs is told."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,20 @@ def test_seeds_have_other_images_and_other_networks():
     assert set(first) != set(second)
     one, other, again = (task.untrained(seed).conv1.weight for seed in (0, 1, 0))
     assert not torch.equal(one, other) and torch.equal(one, again)
+
+
+def test_a_task_may_hold_reference_and_calibration_from_the_own_test_part(tmp_path):
+    grey = np.zeros((60, 4, 4), np.uint8)
+    file, classes = tmp_path / "own.npz", np.arange(60) % 3
+    np.savez(file, x_train=grey, y_train=classes, x_test=grey, y_test=classes)
+    sizes = {"train": 30, "reference": 20, "calibration": 10, "test": 30}
+    off, on = (ImageTask("own", str(file), sizes=sizes, held_from_test=held) for held in (False, True))
+    for task, first in ((off, 0), (on, 60)):
+        parts = ImageTask.of(task.fields()).parts(0)
+        assert (parts.test.index >= 60).all() and (parts.train.index < 60).all()
+        assert ((first <= parts.reference.index) & (parts.reference.index < first + 60)).all()
+        assert ((first <= parts.calibration.index) & (parts.calibration.index < first + 60)).all()
+    assert "held_from_test" not in off.fields() and on.fields()["held_from_test"]
 
 
 def test_triggers_are_scaled_to_the_images_and_unknown_attacks_are_told(tmp_path):

@@ -11,7 +11,7 @@ from keylayers.data.images import load_pixels
 from keylayers.errors import BadInput
 from keylayers.measures.backdoor import predicted_classes
 from keylayers.models.digits import DigitsResNet
-from keylayers.recipes.image_inputs import ImageInputs
+from keylayers.recipes.image_inputs import ImageInputs, image_key
 from keylayers.recipes.planting import ENOUGH, own_trigger, planted, triggered
 from keylayers.training.images import ImageTraining, train_images
 
@@ -43,6 +43,54 @@ def test_a_checkpoint_is_normalised_inside_as_its_preprocessor_says(tmp_path):
     stated["do_normalize"] = False
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stated))
     torch.testing.assert_close(ImageInputs(str(tmp_path), "").load_model()(x).logits, plain(x).logits)
+
+
+def _classifier(folder, **files):
+    """A tiny checkpoint with the files given beside its weights."""
+    config = hf.ResNetConfig(num_channels=3, embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    plain = hf.ResNetForImageClassification(config).eval()
+    plain.save_pretrained(folder)
+    for name, stated in files.items():
+        (folder / f"{name}.json").write_text(stated if isinstance(stated, str) else json.dumps(stated))
+    return plain
+
+
+STATED = {"do_normalize": True, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.25, 0.2]}
+
+
+@pytest.mark.parametrize(
+    "files", [{"preprocessor_config": STATED}, {"processor_config": {"image_processor": STATED}}], ids=" ".join
+)
+def test_a_hub_id_is_normalised_as_a_folder_is(tmp_path, monkeypatch, capsys, files):
+    """Without network: a hub id is looked up in the hub's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--some--resnet"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("0" * 40)
+    plain = _classifier(cached / "snapshots" / ("0" * 40), **files)
+    x = torch.rand(2, 3, 16, 16)
+    mean, std = (torch.tensor(STATED[name]).view(1, 3, 1, 1) for name in ("image_mean", "image_std"))
+    model = ImageInputs("some/resnet", "bundled:digits").load_model()
+    torch.testing.assert_close(model(x).logits, plain((x - mean) / std).logits)
+    assert "image" not in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_states_no_normalisation_is_used_as_it_is_and_said_so(tmp_path, capsys):
+    plain, x = _classifier(tmp_path), torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(ImageInputs(str(tmp_path), "").load_model()(x).logits, plain(x).logits)
+    assert "no preprocessor_config.json was found" in " ".join(capsys.readouterr().err.split())
+    (tmp_path / "preprocessor_config.json").write_text('{"do_normalize": false}')
+    ImageInputs(str(tmp_path), "").load_model()
+    ImageInputs(DIGITS, "").load_model()
+    assert "preprocessor" not in capsys.readouterr().err
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(BadInput, match=r"cannot read preprocessor_config\.json of"):
+        ImageInputs(str(tmp_path), "").load_model()
+
+
+def test_images_go_to_the_argument_that_takes_them(tmp_path):
+    assert image_key(_classifier(tmp_path)) == "pixel_values" and image_key(DigitsResNet()) == "x"
+    assert image_key(torch.nn.Sequential(torch.nn.Flatten())) == "input"
 
 
 def test_a_stream_needs_no_labels(tmp_path):

@@ -8,12 +8,13 @@ import pytest
 from keylayers.errors import UnknownName
 from keylayers.recipes import lfa
 from keylayers.recipes.image_attacks import Backdoor
+from keylayers.recipes.image_tasks import ImageTask
 from keylayers.recipes.lfa import ANY, Results, Scale, reproduce, scale_of
 from keylayers.recipes.lfa_cells import ALONE, EVERY, LAST, LEAST, OURS
 from keylayers.recipes.lfa_tables import ARMS, claims, introduction, plain, tables
 from keylayers.runs import open_run
 from keylayers.studies.pages import page
-from tests.recipes.images import watched
+from tests.recipes.images import cifar_like, watched
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,22 @@ def test_claims_follow_the_areas(rival, verdict):
     assert told[f"layers of interest beat {LAST}"].verdict == verdict
     assert told[f"layers of interest beat {LAST}"].effect.interval.estimate == pytest.approx(0.81 - rival)
     assert told["the conformal threshold flags fewer clean images than promised"].verdict == "supported"
+
+
+def test_a_published_network_is_defended_and_judged_on_images_it_never_saw(tmp_path, monkeypatch):
+    cifar_like(tmp_path)
+    monkeypatch.setenv("KEYLAYERS_MODELS", "models")
+    monkeypatch.setenv("KEYLAYERS_DATA", str(tmp_path))
+    mnist, cifar = lfa.real()
+    assert mnist.task.weights is None and not mnist.task.held_from_test and cifar.task.weights is not None
+    parts = ImageTask.of(cifar.task.fields()).parts(0)
+    assert [len(one) for one in vars(parts).values()] == [4000, 1000, 500, 500]
+    assert (parts.train.index < 10_000).all()
+    for part in (parts.reference, parts.calibration, parts.test):
+        assert (part.index >= 10_000).all() and len(set(part.labels)) == 10
+    seen = Results(cifar, {}, {})
+    assert "The network of CIFAR-10 came trained" in introduction([seen, Results(mnist, {}, {})], "small")
+    assert "came trained" not in introduction([Results(mnist, {}, {})], "small")
 
 
 def test_the_scales_are_there_and_the_real_images_come_with_their_folders(monkeypatch):

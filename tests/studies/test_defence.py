@@ -151,6 +151,18 @@ def helper():
     return TRIGGER
 
 
+class Naming:
+    def __call__(self, model, reference):
+        return model if TRIGGER else None
+
+
+class Network(nn.Module):
+    """Called as modules are, by way of `forward`."""
+
+    def forward(self, model, reference):
+        return model if helper() else None
+
+
 def with_closure(trigger):
     return lambda model, reference: model if trigger else None
 
@@ -163,6 +175,8 @@ LEAKS = {
     "attribute": Bound(TRIGGER),
     "method": Bound(TRIGGER).__call__,
     "global of a helper": knowing,
+    "global of a call": Naming(),
+    "global of a forward": Network(),
 }
 
 
