@@ -53,20 +53,25 @@ def names(place: Bench, folder: Path) -> dict[str, Any]:
     return {"names": [layer.name for layer in place.layers]}
 
 
-def stage_one(place: Bench, folder: Path, *, seed: int, lr: float, share: float = 1.0) -> dict[str, Any]:
+def stage_one(
+    place: Bench, folder: Path, *, seed: int, lr: float, share: float = 1.0, short: bool = False
+) -> dict[str, Any]:
     """LoRA on all layers for a share of the steps; the adapter stays in the folder.
 
-    The schedule is that of the whole training, cut off: a partial stage 1 is one that was stopped.
+    The schedule is that of the whole training, cut off: a partial stage 1 is one that was stopped. `short`: a training
+    of so many steps with a schedule of its own, which comes to rest.
     """
     task = place.task
-    own = folder / "stage1" / f"{task.name}-{digest(task.fields())[:8]}-seed{seed}-{lr:g}-{share:g}"
+    name = f"{task.name}-{digest(task.fields())[:8]}-seed{seed}-{lr:g}-{share:g}{'-short' if short else ''}"
+    own = folder / "stage1" / name
     steps = max(1, round(share * task.training.steps))
+    settings = replace(task.training, seed=seed, learning_rate=lr)
     _, log = learn_deltas(
         place.loaded.model,
         place.layers,
         place.data.train,
         lora=task.lora,
-        settings=replace(task.training, seed=seed, learning_rate=lr, stop_after=steps),
+        settings=replace(settings, steps=steps) if short else replace(settings, stop_after=steps),
         folder=own,
     )
     forget(own)

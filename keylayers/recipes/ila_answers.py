@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keylayers.recipes.ila_frugal import EARLY, WHOLE, Chosen
+from keylayers.recipes.ila_frugal import EARLY, SHORT, WHOLE, Chosen
 from keylayers.recipes.ila_reasoning import Answered
 from keylayers.recipes.ila_sweeps import Swept
 from keylayers.recipes.ila_transfer import OWN, Carried
@@ -64,8 +64,9 @@ def frugal_table(chosen: Sequence[Chosen]) -> Table:
         full = np.array(one.full_seconds)
         seeds = range(len(full))
         between = [agreement(one.scores[WHOLE][i], one.scores[WHOLE][j], TOP) for i in seeds for j in seeds if i < j]
-        early = [agreement(one.scores[EARLY][i], one.scores[WHOLE][j], TOP) for i in seeds for j in seeds if i != j]
-        for name, pairs in ((WHOLE, between), (EARLY, early)):
+        for name in one.scores:
+            apart = [agreement(one.scores[name][i], one.scores[WHOLE][j], TOP) for i in seeds for j in seeds if i != j]
+            pairs = between if name == WHOLE else apart
             loss = one.losses[name]
             rows.append(
                 (
@@ -138,7 +139,7 @@ def frugal_claims(chosen: Sequence[Chosen]) -> list[Claim]:
     found = []
     for one in chosen:
         name, losses = one.task.name, one.losses
-        text = f"{name}: the whole procedure beats the early choice"
-        found.append(claim(text, "ours", losses[EARLY], losses[WHOLE]))
-        found.append(claim(f"{name}: the early choice beats random, same size", "ours", losses[RANDOM], losses[EARLY]))
+        for way in (one for one in (EARLY, SHORT) if one in losses):
+            found.append(claim(f"{name}: {WHOLE} beats {way}", "ours", losses[way], losses[WHOLE]))
+            found.append(claim(f"{name}: {way} beats random, same size", "ours", losses[RANDOM], losses[way]))
     return found

@@ -11,16 +11,17 @@ from keylayers.recipes.retraining import ALL, RANDOM, Sets, best_of, every, rand
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget
 
-WHOLE, EARLY = "whole procedure", "early choice"
+WHOLE, EARLY, SHORT = "whole procedure", "early choice", "short stage 1"
+"""All of stage 1; its beginning, cut off; a training of that length whose rate comes to rest."""
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """Two ways to the same choice, the whole procedure and its beginning, by seed."""
+    """Ways to the same choice, the whole procedure and two that cost a tenth, by seed."""
 
     task: Task
     scores: Mapping[str, tuple[LayerScores, ...]]
-    """WHOLE and EARLY -> rankings."""
+    """WHOLE, EARLY and SHORT -> rankings."""
     seconds: Mapping[str, tuple[float, ...]]
     """Of choosing, stage 1 included."""
     full_seconds: tuple[float, ...]
@@ -38,7 +39,8 @@ def frugal(desk: Desk, asked: Frugal) -> list[Chosen]:
 
 def _chosen(desk: Desk, task: Task, asked: Frugal) -> Chosen:
     task = replace(task, name=f"{task.name}-{asked.steps}")
-    ways = {WHOLE: WAYS["midpoint"], EARLY: replace(WAYS["midpoint"], share=asked.share, records=asked.records)}
+    early = replace(WAYS["midpoint"], share=asked.share, records=asked.records)
+    ways = {WHOLE: WAYS["midpoint"], EARLY: early, SHORT: replace(early, short=True)}
     rate = asked.rates.offered[0]
     found = rankings(desk, task, ways, range(asked.seeds), rate)
     names, budget = candidates(desk, task), Budget(0.3)

@@ -28,6 +28,8 @@ class Way:
     """Whether each procedure gives a criterion that draws its own seed."""
     granularity: str | None = None
     """That it scores at, where it is not that of the candidates."""
+    short: bool = False
+    """Whether its share of stage 1 is a training with a schedule of its own, not the beginning of the whole one."""
 
     def at(self, seed: int) -> dict[str, Any]:
         """The criterion's settings in the procedure of that seed."""
@@ -63,15 +65,17 @@ def full_rate(desk: Desk, task: Task, rates: Rates, **options: Any) -> float:
 
 def rankings(desk: Desk, task: Task, ways: Mapping[str, Way], seeds: Sequence[int], rate: float) -> Rankings:
     """Every way's ranking for every seed; each seed is a procedure of its own: stage 1, then scores."""
-    shares = sorted({way.share for way in ways.values() if way.share is not None}, reverse=True)
-    parts = [(seed, share) for share in shares for seed in seeds]
-    asked: list[dict[str, Any]] = [{"seed": seed, "lr": rate, "share": share} for seed, share in parts]
+    kinds = sorted({(way.share, way.short) for way in ways.values() if way.share is not None}, reverse=True)
+    parts = [(seed, *kind) for kind in kinds for seed in seeds]
+    asked: list[dict[str, Any]] = [
+        {"seed": seed, "lr": rate, "share": share, **({"short": True} if short else {})} for seed, share, short in parts
+    ]
     stages = dict(zip(parts, desk.ask(task, "stage_one", asked), strict=True))
     asked = [
         {
             "criterion": way.criterion,
             "settings": way.at(seed),
-            "adapter": None if way.share is None else stages[seed, way.share]["adapter"],
+            "adapter": None if way.share is None else stages[seed, way.share, way.short]["adapter"],
             "records": way.records,
             **({} if way.granularity is None else {"granularity": way.granularity}),
         }
@@ -83,8 +87,9 @@ def rankings(desk: Desk, task: Task, ways: Mapping[str, Way], seeds: Sequence[in
     for name, way in ways.items():
         each = [(seed, next(found)) for seed in seeds]
         scores[name] = tuple(scores_in(desk.run.path, one) for _, one in each)
-        before = {seed: 0.0 if way.share is None else stages[seed, way.share]["seconds"] for seed in seeds}
+        before = {seed: 0.0 if way.share is None else stages[seed, way.share, way.short]["seconds"] for seed in seeds}
         seconds[name] = tuple(one["seconds"] + before[seed] for seed, one in each)
         peaks[name] = max(one.get("peak", 0) for _, one in each)
-    adapters = tuple(stages[seed, 1.0]["adapter"] for seed in seeds) if 1.0 in shares else ()
+    whole = (1.0, False) in kinds
+    adapters = tuple(stages[seed, 1.0, False]["adapter"] for seed in seeds) if whole else ()
     return Rankings(scores, seconds, adapters, rate, peaks)

@@ -40,8 +40,8 @@ class PlantedDesk(Desk):
     def keep(self, task, candidates, adapter, layers):
         return {"test": 10 - sum(worth(one) for one in candidates if one.name in set(layers))}
 
-    def stage_one(self, task, layers, seed, lr, share):
-        return {"adapter": f"{task.name}-{seed}-{share}", "seconds": 20 * share}
+    def stage_one(self, task, layers, seed, lr, share, short=False):
+        return {"adapter": f"{task.name}-{seed}-{share}{'-short' * short}", "seconds": 20 * share}
 
     def score(self, task, layers, criterion, settings, adapter, records, granularity=None):
         key = digest([task.fields(), criterion, settings, adapter, records])[:12]

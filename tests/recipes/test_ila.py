@@ -123,6 +123,9 @@ def test_a_partial_stage_one_is_the_start_of_the_whole(task, tmp_path):
     place = bench.bench(task.fields())
     whole, part = (cells.stage_one(place, tmp_path, seed=3, lr=1e-2, share=share) for share in (1.0, 0.5))
     assert part["losses"] == whole["losses"][:3] and whole["adapter"] != part["adapter"]
+    short = cells.stage_one(place, tmp_path, seed=3, lr=1e-2, share=0.5, short=True)
+    assert len(short["losses"]) == 3 and short["adapter"] not in (whole["adapter"], part["adapter"])
+    assert short["losses"][0] == part["losses"][0] and short["losses"] != part["losses"]  # another schedule
 
 
 def test_tables_say_what_the_figures_say(study):

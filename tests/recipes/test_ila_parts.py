@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keylayers.recipes import ila_answers, ila_overlaps
-from keylayers.recipes.ila_frugal import EARLY, WHOLE, frugal
+from keylayers.recipes.ila_frugal import EARLY, SHORT, WHOLE, frugal
 from keylayers.recipes.ila_plan import Frugal, Reasoning, Stability, Sweep, Transfer
 from keylayers.recipes.ila_reasoning import reasoning
 from keylayers.recipes.ila_stability import overlaps
@@ -45,6 +45,8 @@ def test_an_early_choice_costs_its_share_and_is_judged_beside_the_whole(desk):
     looked = {each["records"] for task, what, each in desk.asked if what == "score" and each["adapter"].endswith("0.1")}
     assert looked == {32} and all(task.training.steps == 240 for task, _, _ in desk.asked)
     assert max(one.losses[EARLY]) < min(one.losses[RANDOM])
+    assert {each.get("short") for task, what, each in desk.asked if what == "stage_one"} == {None, True}
+    assert one.seconds[SHORT] == one.seconds[EARLY] and max(one.losses[SHORT]) < min(one.losses[RANDOM])
     row = ila_answers.frugal_table([one]).rows[1]
     assert row[1] == EARLY and row[2] == "0.150" and float(row[3]) > 0.9
 
@@ -71,8 +73,7 @@ def test_overlaps_pair_independent_procedures_and_say_which_agree(desk, monkeypa
     found = overlaps(desk, asked)
     for one in found:
         assert one.pairs
-        for (first, i), (second, j), _, _ in one.pairs:
-            assert (first, i) == (second, j) if "same run" in one.of else i != j
+        assert all(i == j if "same run" in one.of else i != j for i, j, _, _ in one.pairs)
     questions = list(dict.fromkeys(one.question for one in found))
     assert questions == [
         "between data sets", "between seeds", "between seeds of the mask alone", "between initial scores",
