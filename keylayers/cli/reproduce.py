@@ -1,5 +1,6 @@
 """A paper's experiment with controls, beside its published figures."""
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -147,6 +148,14 @@ PAPERS: dict[str, tuple[str, Callable[[], Paper]]] = {
 """Name -> what the paper asks, and its experiment, which is imported only to be done."""
 
 
+def placeless(text: str) -> str:
+    """The text with the folders of real models and data under the names of the variables that say where they are."""
+    for name in ("KEYLAYERS_MODELS", "KEYLAYERS_DATA"):
+        if place := os.environ.get(name):
+            text = text.replace(place, f"${name}")
+    return text
+
+
 def run_reproduce(paper: str, scale: str, out: Path | None, processes: int, fresh: bool) -> None:
     """`keylayers reproduce`."""
     if paper not in PAPERS:
@@ -168,8 +177,8 @@ def run_reproduce(paper: str, scale: str, out: Path | None, processes: int, fres
         say(lacking)
     with open_run(folder, f"reproduce {paper}", {"scale": scale}, fresh=fresh) as run:
         for study in experiment.reproduce(asked, run, processes):
-            write_json(folder / "results.json", experiment.plain(study))
-            write_text(folder / "results.md", text := experiment.page(study, scale))
+            write_json(folder / "results.json", json.loads(placeless(json.dumps(experiment.plain(study)))))
+            write_text(folder / "results.md", text := placeless(experiment.page(study, scale)))
             say(f"so far in {folder / 'results.md'}")
     say(text)
     say(f"stored in {folder / 'results.md'}; every figure behind it in {folder / 'results.json'}")

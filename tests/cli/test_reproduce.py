@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+from keylayers.cli.reproduce import placeless
 from keylayers.recipes import ila_plan
 from keylayers.recipes.bench import Task
 from keylayers.recipes.retraining import Rates
@@ -41,3 +42,9 @@ def test_a_study_leaves_its_page_and_every_figure_behind_it(cli, world, tmp_path
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     stored = stored.get("value", stored)
     assert stored["tasks"][0]["arms"]["midpoint"]["retrained"][1]["test"] > 0
+
+
+def test_results_name_variables_and_not_the_places_of_one_machine(monkeypatch):
+    monkeypatch.setenv("KEYLAYERS_MODELS", "/somewhere/models")
+    monkeypatch.delenv("KEYLAYERS_DATA", raising=False)
+    assert placeless('{"model": "/somewhere/models/stories260K"}') == '{"model": "$KEYLAYERS_MODELS/stories260K"}'
