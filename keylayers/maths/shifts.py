@@ -27,7 +27,10 @@ class ShiftTest:
     smallest_p: float
     """1 / number of shifts: below it no p-value can fall, whatever the profiles."""
     needed: float
-    """Correlation that only a twentieth of the shifts exceed."""
+    """Least correlation, of those of the shifts, whose `p_high` is below 0.05; infinite where none is, as with 20
+    shifts or fewer."""
+    needed_two_sided: float
+    """Size from which a correlation of either sign is below 0.05 two-sided; infinite likewise, as with 40 or fewer."""
 
     @property
     def two_sided(self) -> float:
@@ -98,8 +101,16 @@ def _tested(values: Float[np.ndarray, " shifts"]) -> ShiftTest:
         float(np.mean(rounded >= rounded[0])),
         float(np.mean(rounded <= rounded[0])),
         1 / len(values),
-        float(np.quantile(values, 0.95)),
+        _least(rounded, 0.05),
+        max(_least(rounded, 0.025), _least(-rounded, 0.025)),
     )
+
+
+def _least(values: Float[np.ndarray, " shifts"], share: float) -> float:
+    """The least value that less than a share of the values reach; infinite without one."""
+    different, counts = np.unique(values, return_counts=True)
+    reach = counts[::-1].cumsum()[::-1] / len(values)
+    return float(different[reach < share].min(initial=np.inf))
 
 
 def _admit(sizes: Sequence[int]) -> None:

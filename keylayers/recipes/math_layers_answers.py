@@ -68,6 +68,26 @@ def damage(study: Study, side: Side, probe: str = STEP, what: str = "loss") -> W
     return np.array(study.profiles[model][seed]["probes"][probe][f"{what}_damage"], dtype=float)
 
 
+def lost(study: Study, side: Side, probe: str, what: str) -> Worth:
+    """What each block is worth to a model: nats per token, or the share of its own right answers.
+
+    A drop in right answers cannot exceed what the whole model gets right, so that drops of probes which post-training
+    left unequally well known would not compare.
+    """
+    model, seed = side
+    values = damage(study, side, probe, what)
+    return values if what == "loss" else values / study.profiles[model][seed]["probes"][probe]["exact"]
+
+
+def able(study: Study, models: Sequence[Model], probes: Sequence[str] = (STEP, RECALL)) -> list[Model]:
+    """Those that get something right of every probe under every seed, and so have something to lose."""
+    return [
+        model
+        for model in models
+        if all(one["probes"][probe]["exact"] > 0 for one in study.profiles[model] for probe in probes)
+    ]
+
+
 def on_grid(study: Study, side: Side, base: str, probe: str = STEP, what: str = "loss") -> Worth:
     """The same as the blocks of another base would have it: rank shares by relative depth."""
     own, values = side[0][0], damage(study, side, probe, what)
@@ -157,6 +177,11 @@ class Contrast:
     shared: float
     """Correlation of the two bases."""
 
+    @property
+    def equal(self) -> bool:
+        """Whether the two bases have one shape, so that they differ in their pre-training alone."""
+        return same_shape(*self.bases)
+
     def more(self, kinds: Sequence[str] | None = None) -> float:
         """By how much those of a base and its variants (all, or of these kinds) are above that of the bases."""
         return (
@@ -197,7 +222,7 @@ def extra_loss(
         each = []
         for model in models:
             places = critical(damage(study, (model, s), chosen_by))
-            a, b = (damage(study, (model, t), probe, what)[places].mean() for probe in (first, second))
+            a, b = (lost(study, (model, t), probe, what)[places].mean() for probe in (first, second))
             each.append(a - b)
         return float(np.mean(each))
 
@@ -230,6 +255,13 @@ def ranks_of(values: Worth) -> Float[np.ndarray, " blocks"]:
 def shallower(study: Study, one: str, other: str) -> str:
     """The base of fewer blocks, the first where both have as many."""
     return one if study.blocks(one) <= study.blocks(other) else other
+
+
+@lru_cache(maxsize=64)
+def same_shape(one: str, other: str) -> bool:
+    """Whether all weights of two bases have the same shapes."""
+    shapes = [[tuple(weight.shape) for weight in load_shape(base).parameters()] for base in (one, other)]
+    return shapes[0] == shapes[1]
 
 
 def short(base: str) -> str:

@@ -10,11 +10,13 @@ from keylayers.recipes.math_layers import BASE, Study
 from keylayers.recipes.math_layers_answers import (
     Contrast,
     Values,
+    able,
     alike,
     contrasts,
     damage,
     elbow_distances,
     extra_loss,
+    lost,
     over_seeds,
 )
 from keylayers.recipes.math_layers_probes import RECALL, STEP
@@ -27,7 +29,8 @@ def shared_claim(text: str, source: str, values: Values, unit: str) -> Claim:
     """That the mean of measurements which share seeds (or bases) is above 0; its p-value is of this claim alone."""
     interval = jackknife([value for value, _ in values], [members for _, members in values])
     count = len(dict.fromkeys(one for _, members in values for one in members))
-    return Claim(text, source, _effect(interval, count), unit, _effect(interval, count).p_value)
+    effect = _effect(interval, count)
+    return Claim(text, source, effect, unit, effect.p_value)
 
 
 def _effect(interval: Interval, count: int) -> PairedDifference:
@@ -37,26 +40,38 @@ def _effect(interval: Interval, count: int) -> PairedDifference:
     if not math.isfinite(interval.high):
         return PairedDifference(interval, 1.0, math.inf, count)
     error = (interval.high - interval.low) / 2 / float(stats.t.ppf(0.5 + interval.level / 2, count - 1))
-    if error <= 0:
-        return PairedDifference(interval, float(interval.estimate == 0), 0.0, count)
+    if error <= 1e-12 * abs(interval.estimate):  # equal but for rounding: no more than all of one sign
+        return PairedDifference(interval, 2.0 ** (1 - count) if interval.estimate else 1.0, 0.0, count)
     p_value = float(2 * stats.t.sf(abs(interval.estimate) / error, count - 1))
     return PairedDifference(interval, p_value, detectable_difference(error * math.sqrt(count), count), count)
 
 
 def core_claims(study: Study) -> list[Claim]:
-    """Are a base and its variants more alike than bases that never met? Over seeds, over bases, and by variant."""
-    unit, text = "of correlation", "a base and its variants order blocks more alike than two bases do"
-    found = []
-    for what, measured in (("loss", "loss of steps"), ("exact", "right steps")):
-        each = contrasts(study, what)
-        found.append(shared_claim(f"{text}, by {measured}", PAPER, by_seeds(each), unit))
-        found.append(shared_claim(f"the same, over bases ({len(study.scale.bases)})", OURS, by_bases(each), unit))
-    each = contrasts(study)
+    """Are a base and its variants more alike than bases that never met? Over seeds, over bases, and by variant.
+
+    Bases of one shape come first: against another shape, what is more alike may be the shape.
+    """
+    unit, text = "of correlation", "a base and its variants order blocks more alike than"
+    found, by_loss = [], contrasts(study)
+
+    def add(text: str, source: str, each: Sequence[Contrast], end: str, kinds: Sequence[str] | None = None) -> None:
+        nearest = [one for one in each if one.equal] or each
+        against = "two bases of one shape" if nearest[0].equal else "two bases of other shapes"
+        values = by_seeds(nearest, kinds)
+        found.append(shared_claim(f"{text} {against}, {end}, for these bases", source, values, unit))
+
+    for each, measured in ((by_loss, "loss of steps"), (contrasts(study, "exact"), "right steps")):
+        add(text, PAPER, each, f"by {measured}")
+        shapes = "" if all(one.equal for one in each) else ", also of other shapes"
+        if shapes and any(one.equal for one in each):
+            found.append(shared_claim(f"the same{shapes}, for these bases", OURS, by_seeds(each), unit))
+        over = f"the same, over bases ({len(study.scale.bases)}){shapes}"
+        found.append(shared_claim(over, OURS, by_bases(each), unit))
     for kind in dict.fromkeys(kind for _, kind in study.judged):
-        values = by_seeds([one for one in each if kind in one.kept], (kind,))
-        found.append(shared_claim(f"the {kind} variants alone, by loss of steps", PAPER, values, unit))
-    each = contrasts(study, probe=RECALL)
-    return [*found, shared_claim(f"{text}, by loss of recall", OURS, by_seeds(each), unit)]
+        some = [one for one in by_loss if kind in one.kept]
+        add(f"the {kind} variants alone, against", PAPER, some, "by loss of steps", (kind,))
+    add(text, OURS, contrasts(study, probe=RECALL), "by loss of recall")
+    return found
 
 
 def further_claims(study: Study) -> list[Claim]:
@@ -64,26 +79,26 @@ def further_claims(study: Study) -> list[Claim]:
     groups = {"bases": [(base, BASE) for base in study.scale.bases], "variants": list(study.judged)}
     found = []
     for name, models in groups.items():
-        if not models:
-            continue
-        for what, unit in (("exact", "of answers"), ("loss", "nats")):
-            losing = {"exact": "right answers", "loss": "loss"}[what]
-            values = extra_loss(study, models, what)
+        for what, unit, losing in (("exact", "of right answers", "of their right answers"), ("loss", "nats", "loss")):
+            chosen = models if what == "loss" else able(study, models)
+            if not chosen:
+                continue
+            values = extra_loss(study, chosen, what)
             found.append(
                 shared_claim(
                     f"{name}: without arithmetic's blocks steps lose more than recall, {losing}", PAPER, values, unit
                 )
             )
-            values = extra_loss(study, models, what, RECALL, RECALL, STEP)
+            values = extra_loss(study, chosen, what, RECALL, RECALL, STEP)
             found.append(
                 shared_claim(
                     f"{name}: without recall's blocks recall loses more than steps, {losing}", OURS, values, unit
                 )
             )
 
-            def mean_extra(s: int, t: int, models: Sequence = models, what: str = what) -> float:
+            def mean_extra(s: int, t: int, models: Sequence = chosen, what: str = what) -> float:
                 return fmean(
-                    float((damage(study, (model, s), STEP, what) - damage(study, (model, t), RECALL, what)).mean())
+                    float((lost(study, (model, s), STEP, what) - lost(study, (model, t), RECALL, what)).mean())
                     for model in models
                 )
 
@@ -95,6 +110,9 @@ def further_claims(study: Study) -> list[Claim]:
                     unit,
                 )
             )
+
+        if not models:
+            continue
 
         def apart(s: int, t: int, models: Sequence = models) -> float:
             return fmean(

@@ -27,6 +27,9 @@ from keylayers.world.styles import STYLES
 LONGEST = 320
 """Tokens a record is cut at; the longest chain that is asked has fewer."""
 
+ANSWER = LONGEST // 2
+"""Tokens after which a generated answer is cut."""
+
 
 @dataclass(frozen=True)
 class Tuning:
@@ -80,6 +83,8 @@ def records_of(asked: Sequence[chains.Chain]) -> list[Record]:
 
 def distilled(model: nn.Module, teacher: nn.Module, tokenizer: Any, tuning: Tuning, seed: int) -> None:
     """Trains the model, in place, on the teacher's next-token distributions along answers that the teacher sampled."""
+    # deviates: the paper takes published students of DeepSeek-R1; here a base learns the distributions of one that was
+    # taught longer chains, because no larger model speaks of this world.
     settings = tuning.distillation
     given = written(teacher, tokenizer, problems("train", tuning.taught, tuning.written, seed=31 + seed), seed)
 
@@ -136,6 +141,8 @@ def rewarded(model: nn.Module, tokenizer: Any, tuning: Tuning, seed: int, length
     The reward is 1 for the right result and 0 else; how it was reached is not looked at. Advantages are rewards minus
     their mean over the answers to one problem, over their standard deviation; no penalty holds the model to its start.
     """
+    # deviates: the paper takes published models that were reinforced on worked mathematics; here GRPO on the results of
+    # chains alone, because no such model of this world exists.
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from trl import GRPOConfig, GRPOTrainer
@@ -155,7 +162,7 @@ def rewarded(model: nn.Module, tokenizer: Any, tuning: Tuning, seed: int, length
                 max_steps=settings.steps,
                 per_device_train_batch_size=settings.batch_size,
                 num_generations=each,
-                max_completion_length=LONGEST // 2,
+                max_completion_length=ANSWER,
                 learning_rate=settings.learning_rate,
                 lr_scheduler_type=settings.schedule,
                 warmup_steps=round(settings.warmup * settings.steps),

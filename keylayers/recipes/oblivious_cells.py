@@ -17,12 +17,15 @@ from keylayers.scores import LayerScores
 
 
 def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """One cell: one of this study's, else one that all studies share."""
+    """One cell: one of this study's, else one that all studies share; a model may be one that the run stored."""
+    task, inputs = fields["task"], fields["task"]["inputs"]
+    if (stored := Path(folder) / inputs["model"]).is_dir():
+        task = {**task, "inputs": {**inputs, "model": str(stored)}}
     if fields["do"] not in DO:
-        return cells.compute(folder, fields)
+        return cells.compute(folder, {**fields, "task": task})
     quiet_libraries()
     given = {key: value for key, value in fields.items() if key not in ("do", "task")}
-    return DO[fields["do"]](bench(fields["task"]), Path(folder), **given)
+    return DO[fields["do"]](bench(task), Path(folder), **given)
 
 
 def blocks(place: Bench, folder: Path) -> dict[str, Any]:

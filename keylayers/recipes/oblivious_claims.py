@@ -11,7 +11,7 @@ from keylayers.measures import PairedDifference
 from keylayers.measures.intervals import Interval, jackknife, t_interval
 from keylayers.recipes.oblivious import Study
 from keylayers.recipes.oblivious_profiles import Profiled, pooled
-from keylayers.recipes.oblivious_sets import CRITICAL, LAST, LEAST, OTHERS
+from keylayers.recipes.oblivious_sets import CRITICAL, LAST, LEAST, others_in
 from keylayers.recipes.oblivious_training import NONE, Adapted, Defended, Removed
 from keylayers.studies.pages import Claim, claim
 
@@ -62,7 +62,7 @@ def worth_training(found: Sequence[Adapted]) -> list[Claim]:
     return [
         claim(f"{one.start.name}, {one.task.name}: critical blocks beat {rival}", stated, theirs, one.losses(CRITICAL))
         for one in found
-        for rival in (OTHERS, LEAST, LAST)
+        for rival in (others_in(one.blocks), LEAST, LAST)
         if one.blocks[rival] != one.blocks[CRITICAL]
         for theirs in [one.losses(rival)]
     ]
@@ -75,28 +75,29 @@ def keeps_out(found: Sequence[Defended]) -> list[Claim]:
     """
     made = []
     for one in found:
-        where = f"{one.start.name}, {one.frozen} frozen"
-        for rival, stated in ((NONE, "54.3 % to 17.0 %"), (OTHERS, "31.3 % to 17.0 %"), (LEAST, "31.3 % to 17.0 %")):
+        where, others = f"{one.start.name}, {one.frozen} frozen", others_in(one.blocks)
+        for rival, stated in ((NONE, "54.3 % to 17.0 %"), (others, "31.3 % to 17.0 %"), (LEAST, "31.3 % to 17.0 %")):
             for what, unit in (("attack", "of prompts"), ("attack_loss", "nats")):
                 ours, theirs = (per_seed(one, arm, what) for arm in (CRITICAL, rival))
                 sign = 1.0 if what == "attack" else -1.0
                 words = "attack success" if what == "attack" else "the loss of the attack's words (raised)"
                 text = f"{where}: freezing critical blocks moves {words} against {rival}"
                 made.append(claim(text, f"{SOURCE}: {stated}", sign * theirs, sign * ours, unit))
-        text = f"{where}: it leaves more to learn of the task than freezing {OTHERS}"
-        made.append(claim(text, "not given", per_seed(one, OTHERS, "test"), per_seed(one, CRITICAL, "test")))
+        text = f"{where}: more of the task is learnt than with {others} frozen"
+        made.append(claim(text, "not given", per_seed(one, others, "test"), per_seed(one, CRITICAL, "test")))
     return made
 
 
 def terser(found: Sequence[Removed]) -> list[Claim]:
-    """That removing top components of the most critical block shortens answers more than a random direction does."""
+    """That answers are shorter without top components of the most critical block than without random directions."""
     made = []
     for one in found:
         count = max(count for _, count, _ in one.found)
         label = next(iter(one.places))
         ours, control = (np.array(one.found[label, count, way]["words"], float) for way in ("stored", "random"))
         text = (
-            f"{one.start.name}: without its top {count} at block {one.places[label]} answers are shorter than control"
+            f"{one.start.name}: without its top {count} at block {one.places[label]} answers are shorter than without "
+            "random directions"
         )
         made.append(claim(text, f"{SOURCE}: single examples", control, ours, "words"))
     return made
@@ -109,7 +110,7 @@ def per_seed(one: Defended, arm: str, what: str) -> np.ndarray:
 
 def _tested(text: str, source: str, test: ShiftTest, interval: Interval) -> Claim:
     """A correlation as a claim: its p-value is by shifts, two-sided, whatever the interval."""
-    effect = PairedDifference(interval, test.two_sided, test.needed, 1)
+    effect = PairedDifference(interval, test.two_sided, test.needed_two_sided, 1)
     return Claim(text, source, effect, "of rho", effect.p_value)
 
 

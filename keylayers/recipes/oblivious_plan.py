@@ -14,15 +14,16 @@ from keylayers.recipes.rankings import Way
 from keylayers.recipes.retraining import Rates
 from keylayers.training.train import TrainSettings
 
+RELEASED = "CKA, as released"
 PROFILES = {
     "CKA, neighbours": Way("cka_shift", {}, None, granularity="block"),
-    "CKA, as released": Way("cka_shift", {"variant": "released", "estimator": "biased"}, None, granularity="block"),
+    RELEASED: Way("cka_shift", {"variant": "released", "estimator": "biased"}, None, granularity="block"),
     "top 3 components": Way("component_shift", {"components": 3, "window": 5}, None, granularity="block"),
 }
 """Ways to see where the representation changes; the first chooses the critical blocks."""
 
-CORPORA = ("facts", "chains", "text", "json", "velish")
-"""Unrelated to each other: questions, sums, plain sentences, a style no model here has read, another language."""
+CORPORA = ("facts", "chains", "text", "velish", "oskan")
+"""Unrelated to each other and none of them tuned on: questions, sums, plain sentences, two other languages."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def real() -> tuple[tuple[Base, ...], tuple[Defence, ...]]:
     base = Base(
         "stories260K",
         task(model, alpaca, steps=300, records=900),
-        tuple(corpus(model, one, 128) for one in (*texts, alpaca, gsm8k)),
+        tuple(corpus(model, one, 128) for one in (*texts, alpaca)),
         (task(model, gsm8k, steps=90, records=900),),
         taught="own",
         window=3,

@@ -13,7 +13,7 @@ from keylayers.layers.restoring import restored
 from keylayers.measures.accuracy import greedy_matches
 from keylayers.measures.loss import example_losses
 from keylayers.recipes.bench import Bench
-from keylayers.recipes.oblivious_triggers import TRIGGERS, answering, triggered
+from keylayers.recipes.oblivious_triggers import TRIGGERS, answering, bare, triggered
 from keylayers.training.adapters import attach_lora
 from keylayers.training.train import train
 
@@ -34,7 +34,7 @@ class Poison:
     """Of the training records that are the attacker's."""
     target: str = TARGET
     train: str | None = None
-    """A file of records with trigger and target; None: made from the task's own."""
+    """A file of the task's records with trigger and target; None: made from the task's own."""
     test: str | None = None
     """A file of records with the trigger, whatever their answers; None: made from the task's own."""
 
@@ -48,23 +48,29 @@ class Poison:
 def poisoned_records(clean: Sequence[Record], poison: Poison, seed: int) -> list[Record]:
     """As many records, a share of them the attacker's, at places and with trigger places that the seed decides.
 
+    A clean record makes place for the attacker's of the same prompt, so that none of a held-out prompt enters.
+
     Raises:
-        BadInput: if the share rounds to none, or the attacker's file holds fewer than that share.
+        BadInput: if the share rounds to none, or the attacker's file holds fewer than that share of the prompts.
     """
     count, source = round(poison.share * len(clean)), random.Random(f"poison {seed}")
     if not 0 < count < len(clean):
         raise BadInput(f"a share of {poison.share:g} of {len(clean)} records is {count}; give more records.")
-    places = source.sample(range(len(clean)), count)
-    if poison.train is None:
-        theirs = [triggered(clean[place], poison.trigger, poison.target, source) for place in places]
-    else:
-        read = list(load_records(poison.train))
-        if len(read) < count:
-            raise BadInput(f"{poison.train} holds {len(read)} records, and a share of {poison.share:g} needs {count}.")
-        theirs = source.sample(read, count)
     mixed = list(clean)
-    for place, record in zip(places, theirs, strict=True):
-        mixed[place] = record
+    if poison.train is None:
+        for place in source.sample(range(len(clean)), count):
+            mixed[place] = triggered(clean[place], poison.trigger, poison.target, source)
+        return mixed
+    theirs = {bare(record.prompt, poison.trigger): record for record in load_records(poison.train)}
+    held = {place: theirs.get(bare(record.prompt, poison.trigger)) for place, record in enumerate(clean)}
+    known = {place: record for place, record in held.items() if record is not None}
+    if len(known) < count:
+        raise BadInput(
+            f"{poison.train} holds {len(known)} of these {len(clean)} prompts with the trigger, and a share of "
+            f"{poison.share:g} needs {count}."
+        )
+    for place in source.sample(list(known), count):
+        mixed[place] = known[place]
     return mixed
 
 
@@ -109,6 +115,8 @@ def unpoisoned(place: Bench, folder: Path, *, poison: Mapping[str, Any]) -> dict
 
 def attack(place: Bench, model: Any, poison: Poison) -> dict[str, float]:
     """What a model does with triggered and with clean test prompts."""
+    # deviates: the paper counts refusal keywords or asks a judge model; here the attacker's words, exactly: no list or
+    # judge decides.
     clean = list(place.task.inputs.load_splits().test)
     hit = examples(place, attacked_records(clean, poison))
     spared = examples(place, [answering(record, poison.target) for record in clean])

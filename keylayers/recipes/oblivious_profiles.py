@@ -28,6 +28,7 @@ class Start:
     kind: str
     """`base`, or `tuned`: after it was taught to answer."""
     model: str
+    """A tuned one's folder is named from the run folder, so that the run can be moved."""
     taught: tuple[float, float] | None = None
     """Loss on what it was taught, before and after, nats per token."""
 
@@ -65,6 +66,7 @@ class Profiled:
     @property
     def order(self) -> tuple[int, ...]:
         """Blocks, the most critical first; ties in forward order."""
+        # deviates: the paper's authors pick blocks by eye from one curve; here the mean rank over corpora picks.
         return tuple(int(block) for block in np.argsort(-self.mean_rank(), kind="stable"))
 
     def agreement(self, way: str | None = None) -> ShiftTest:
@@ -94,7 +96,7 @@ def starts(desk: Desk, bases: Sequence[Base]) -> list[Start]:
         model = base.teach.inputs.model
         found += [
             Start(base, "base", model),
-            Start(base, "tuned", str(desk.run.path / made["model"]), (made["before"], made["after"])),
+            Start(base, "tuned", made["model"], (made["before"], made["after"])),
         ]
     return found
 

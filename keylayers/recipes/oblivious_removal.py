@@ -25,7 +25,10 @@ from keylayers.recipes.bench import Bench
 
 Way = Literal["stored", "projected", "random"]
 """What is taken away at each written token: the prompt's own part along the components, the same vector every time, as
-released; the token's own part; a vector of the prompt part's length in one random direction, as a control."""
+released; the token's own part; a vector of the prompt part's length in a random direction, as a control."""
+
+DIRECTIONS = 5
+"""Random directions of the control: one alone may happen to shorten answers, or not to."""
 
 
 @dataclass(frozen=True)
@@ -89,29 +92,33 @@ def removal(
 ) -> dict[str, Any]:
     """Answers to the first test prompts with the components of one block removed; block None: nothing removed.
 
-    exact: share answered exactly; ending: share whose last word is right; words: of each answer; share: of the variance
-    that was removed. Shares in [0, 1].
+    exact: share answered exactly; ending: share whose last word is right; words: of the answer to each prompt; share:
+    of the variance that was removed. Shares in [0, 1]. All are means over the directions where these are random.
     """
     # deviates: the released code takes components from the prompts it then answers; here from calibration prompts.
     model, tokenizer = place.loaded.model, place.loaded.tokenizer
     asked = list(place.task.inputs.load_splits().test)[:records]
     share = 0.0
     if block is None:
-        done = exact_match(model, tokenizer, asked, max_new_tokens=new_tokens)
+        tried = [exact_match(model, tokenizer, asked, max_new_tokens=new_tokens)]
     else:
         layers = named_layers(model, "block")
         found = principal(prompt_rows(place, layers[block]), components)
-        share = found.share
-        with without_components(model, layers[block], found, way, seed=block):
-            done = exact_match(model, tokenizer, asked, max_new_tokens=new_tokens)
-    pairs = [(answer.split(), record.completion.split()) for answer, record in zip(done.answers, asked, strict=True)]
+        share, tried = found.share, []
+        for draw in range(DIRECTIONS if way == "random" else 1):
+            with without_components(model, layers[block], found, way, seed=DIRECTIONS * block + draw):
+                tried.append(exact_match(model, tokenizer, asked, max_new_tokens=new_tokens))
+    said, right = (
+        [[answer.split() for answer in one.answers] for one in tried],
+        [one.completion.split() for one in asked],
+    )
     return {
-        "exact": done.mean,
-        "ending": fmean(said[-1:] == right[-1:] for said, right in pairs),
-        "words": [len(said) for said, _ in pairs],
-        "right_words": [len(right) for _, right in pairs],
+        "exact": fmean(one.mean for one in tried),
+        "ending": fmean(a[-1:] == b[-1:] for each in said for a, b in zip(each, right, strict=True)),
+        "words": [fmean(map(len, answers)) for answers in zip(*said, strict=True)],
+        "right_words": [len(one) for one in right],
         "share": share,
-        "first": done.answers[0],
+        "first": tried[0].answers[0],
     }
 
 

@@ -1,6 +1,6 @@
 """Sets of blocks that are compared at one size: where the representation changes most, least, either end, any."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import combinations
 from math import comb
 
@@ -11,7 +11,9 @@ from keylayers.recipes.desk import Desk
 from keylayers.recipes.oblivious_plan import Task
 from keylayers.recipes.retraining import Sets
 
-CRITICAL, LEAST, FIRST, LAST, OTHERS = "critical", "least critical", "first", "last", "random others"
+CRITICAL, LEAST, FIRST, LAST = "critical", "least critical", "first", "last"
+OTHERS, MIXED = "random others", "random sets, critical blocks among them"
+"""Of the blocks that are not critical; of all blocks, where the others are too few for two different sets."""
 
 BlockSets = Callable[[int], list[tuple[int, ...]]]
 """Seed -> sets of blocks; what they give is averaged."""
@@ -26,37 +28,47 @@ def size_of(share: float, blocks: int) -> int:
 
 def block_sets(order: Sequence[int], size: int, draws: int) -> dict[str, BlockSets]:
     """Every set of that size by name; `order` has the most critical block first."""
-    blocks, critical = len(order), tuple(sorted(order[:size]))
+    # deviates: the paper freezes or trains one set of others; here several random ones, which may hold critical blocks
+    # where a set is half of all blocks or more, because then the others are one set at most.
+    blocks, critical, others = len(order), tuple(sorted(order[:size])), order[size:]
+    name, among = (OTHERS, others) if comb(len(others), size) > 1 else (MIXED, order)
 
     def always(chosen: Sequence[int]) -> BlockSets:
         return lambda seed: [tuple(sorted(chosen))]
 
     return {
         CRITICAL: always(critical),
-        OTHERS: lambda seed: random_blocks(blocks, size, draws, seed, avoid=critical),
+        name: lambda seed: random_blocks(among, size, draws, seed, avoid=critical),
         LEAST: always(order[-size:]),
         FIRST: always(range(size)),
         LAST: always(range(blocks - size, blocks)),
     }
 
 
-def random_blocks(blocks: int, size: int, draws: int, seed: int, avoid: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Different random sets of blocks, none of them `avoid`; fewer than asked for where there are no more.
+def others_in(names: Collection[str]) -> str:
+    """Which of the two random arms is among them."""
+    return OTHERS if OTHERS in names else MIXED
+
+
+def random_blocks(
+    among: Sequence[int], size: int, draws: int, seed: int, avoid: tuple[int, ...]
+) -> list[tuple[int, ...]]:
+    """Different random sets of these blocks, none of them `avoid`; fewer than asked for where there are no more.
 
     Raises:
         BadInput: if there is no other set.
     """
-    if comb(blocks, size) < 2:
-        raise BadInput(f"there is one set of {size} of {blocks} blocks, so none to compare it with.")
-    source = np.random.default_rng((seed, blocks, size))
-    if comb(blocks, size) > 10_000:
+    if comb(len(among), size) < 2:
+        raise BadInput(f"there is one set of {size} of {len(among)} blocks, so none to compare it with.")
+    source = np.random.default_rng((seed, len(among), size))
+    if comb(len(among), size) > 10_000:
         found: dict[tuple[int, ...], None] = {}
         while len(found) < draws:
-            one = tuple(sorted(source.choice(blocks, size, replace=False).tolist()))
+            one = tuple(sorted(source.choice(among, size, replace=False).tolist()))
             if one != avoid:
                 found[one] = None
         return list(found)
-    others = [one for one in combinations(range(blocks), size) if one != avoid]
+    others = [one for one in combinations(sorted(among), size) if one != avoid]
     places = source.permutation(len(others))[:draws]
     return [others[place] for place in places]
 

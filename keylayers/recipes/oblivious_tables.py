@@ -10,8 +10,10 @@ from keylayers.maths.ranks import spearman
 from keylayers.maths.shifts import ShiftTest
 from keylayers.recipes.oblivious import Study
 from keylayers.recipes.oblivious_claims import claims
+from keylayers.recipes.oblivious_plan import RELEASED
 from keylayers.recipes.oblivious_profiles import Profiled
-from keylayers.recipes.oblivious_sets import OTHERS
+from keylayers.recipes.oblivious_removal import DIRECTIONS
+from keylayers.recipes.oblivious_sets import others_in
 from keylayers.recipes.oblivious_training import NONE, Adapted, Defended, Removed
 from keylayers.recipes.retraining import ALL
 from keylayers.studies.pages import Table, adjusted, difference, ledger, plus_minus
@@ -28,17 +30,21 @@ PAPER = {
 def introduction(study: Study, scale: str) -> str:
     """What was done, and how it differs from the paper."""
     models = ", ".join(dict.fromkeys(one.start.base.teach.inputs.model.rsplit("/", 1)[-1] for one in study.profiled))
+    released = any(RELEASED in one.shifts for one in study.profiled)
+    beside = " (its own form is shown beside)" if released else ""
+    triggers = ", ".join(dict.fromkeys(name for one in study.defended for name in one.tuned))
+    others = f"; other triggers than the paper has: {triggers}" if triggers else ""
     return (
         f"Made by `keylayers reproduce data-oblivious --scale {scale}`. Models: {models}, each as it is (*base*) and "
-        "after all its matrices were tuned on a mixture of styles of answering (*tuned*). Critical blocks are those "
+        "after all its matrices were tuned to answer requests (*tuned*). Critical blocks are those "
         "whose output is least like their neighbours' (CKA), by mean rank over corpora, before any tuning.\n\n"
         "What differs from the paper: models of 0.26 to 2.5 million parameters and 5 to 12 blocks in place of 3 to 13 "
         "billion and 28 to 40; LoRA where it tunes in full, and a tuned start of our making; unbiased CKA, a block's "
-        "similarity with itself left out (its own form is shown beside); a null that shifts curves along the blocks "
-        "in place of p-values that take neighbouring blocks for independent; attack success as an exact answer, not a "
-        "list of keywords or a judge model; five triggers that are not the paper's. In the ledger a correlation's "
-        "interval is over models (or corpora), its p-value two-sided by shifts, and *detectable* is what one shift in "
-        "twenty exceeds."
+        f"similarity with itself left out{beside}; a null that shifts curves along the blocks in place of p-values "
+        "that take neighbouring blocks for independent; attack success as an exact answer, not a list of keywords or a "
+        f"judge model{others}. In the ledger a correlation's interval is over models (or corpora), its p-value "
+        "two-sided by shifts, and *detectable* is the size from which that is below 0.05 before adjustment (inf: so "
+        "few shifts give no such p)."
     )
 
 
@@ -97,7 +103,8 @@ def agreement_table(found: Sequence[Profiled]) -> Table:
     columns = ("start", "profile", "mean correlation", "p, shifted blocks", "smallest p", "needed", "pairs of corpora")
     notes = (
         "Spearman over blocks, mean over pairs of corpora. *p*: share of the circular shifts, each corpus by itself, "
-        "whose mean is at least as high; *needed*: what one in twenty shifts exceeds. The paper shows profiles of six "
+        "whose mean is at least as high; *needed*: the least correlation with p below 0.05 (inf: so few shifts give "
+        "none). The paper shows profiles of six "
         "corpora that look alike and no figure.",
     )
     return Table("The same blocks whatever the corpus?", columns, tuple(rows), notes)
@@ -130,19 +137,19 @@ def correlation_table(found: Sequence[Profiled]) -> Table:
 
 def adaptation_table(one: Adapted) -> Table:
     """Few blocks trained alone on a domain."""
-    rows = []
+    rows, others = [], others_in(one.blocks)
     for arm in sorted(one.trained, key=lambda name: float(np.mean(one.losses(name)))):
         first = one.trained[arm][0]
         sets = "; ".join(" ".join(map(str, each)) for each in one.blocks.get(arm, ()))
         full = np.array(one.losses(ALL))
         gain = (one.before["test"] - np.array(one.losses(arm))) / (one.before["test"] - full)
-        against = "" if arm == OTHERS else difference(one.losses(arm), one.losses(OTHERS))
+        against = "" if arm == others else difference(one.losses(arm), one.losses(others))
         trainable = f"{first['trainable']:,.0f}"
         rows.append(
             (arm, sets, trainable, f"{one.rates[arm]:g}", plus_minus(one.losses(arm)), f"{gain.mean():.3f}", against)
         )
     columns = (
-        "blocks trained", "which, first seed", "trainable", "lr", "test loss", "gain recovered", "minus random others",
+        "blocks trained", "which, first seed", "trainable", "lr", "test loss", "gain recovered", f"minus {others}",
     )  # fmt: skip
     notes = (
         f"Before {one.before['test']:.3f} nats per token; {len(one.trained[ALL])} seeds; ± is 95 %, paired by seed. "
@@ -199,8 +206,9 @@ def removal_table(one: Removed) -> Table:
     notes = (
         f"{len(one.intact['words'])} test prompts, greedy; right answers have {np.mean(one.intact['right_words']):.1f} "
         "words. *stored*: the prompt's part along the components, the same vector at every token, as released; "
-        "*projected*: each token's own part; *random*: a vector of the stored part's length in one random direction. "
-        "The paper shows single examples, in which removal makes answers terse or leaves out the reasoning.",
+        "*projected*: each token's own part; *random*: a vector of the stored part's length in a random direction, "
+        f"mean over {DIRECTIONS} of them. The paper shows single examples, in which removal makes answers terse or "
+        "leaves out the reasoning.",
     )
     return Table(f"{one.start.name}: {one.task.name}, components removed", columns, tuple(rows), notes)
 

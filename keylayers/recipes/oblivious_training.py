@@ -12,6 +12,7 @@ from keylayers.recipes.oblivious_profiles import Profiled, Start
 from keylayers.recipes.oblivious_sets import (
     CRITICAL,
     LEAST,
+    MIXED,
     OTHERS,
     BlockSets,
     block_sets,
@@ -23,7 +24,7 @@ from keylayers.recipes.oblivious_sets import (
 from keylayers.recipes.retraining import ALL, Sets, best_rates, every, retrained
 
 NONE = "nothing frozen"
-DEFENDING = (CRITICAL, OTHERS, LEAST)
+DEFENDING = (CRITICAL, OTHERS, MIXED, LEAST)
 """Sets that are frozen; the ends are compared in training alone."""
 
 PerSeed = tuple[Mapping[str, Any], ...]
@@ -87,6 +88,7 @@ class Removed:
 
 def adapted(desk: Desk, found: Profiled, task: Task, asked: Adaptation) -> Adapted:
     """Every set of blocks trained alone on a domain, at the rate that serves it."""
+    # deviates: the paper tunes in full; here LoRA on every matrix, because a base serves many arms and is left whole.
     own = on(task, found.start.model)
     blocks, outside = layers_of(desk, own)
     sets = block_sets(found.order, size_of(asked.share, len(blocks)), asked.draws)

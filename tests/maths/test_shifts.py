@@ -55,6 +55,34 @@ def test_models_are_shifted_apart_so_their_number_counts():
     assert 0 < found.needed < 1
 
 
+@pytest.mark.parametrize("blocks", [5, 7])
+def test_what_is_needed_is_the_least_correlation_whose_p_is_low(blocks):
+    profiles = _profiles(3, blocks, seed=9)
+    found = agreement_test(profiles)
+    # every shift of the others is a study of its own, over the same values
+    every = []
+    for shifts in product(range(blocks), repeat=2):
+        every.append(agreement_test([profiles[0], *(np.roll(p, s) for p, s in zip(profiles[1:], shifts, strict=True))]))
+    assert found.needed == pytest.approx(min((one.value for one in every if one.p_high < 0.05), default=np.inf))
+    assert (blocks == 5) == np.isinf(found.needed_two_sided)  # 25 shifts, the least two-sided p is 0.08
+    if blocks == 7:
+        sizes = [abs(one.value) for one in every if one.two_sided >= 0.05]
+        assert max(sizes) != found.needed_two_sided
+        assert all(one.two_sided < 0.05 for one in every if abs(one.value) >= found.needed_two_sided - 1e-9)
+        assert any(
+            abs(one.value - found.needed_two_sided) < 1e-9 or abs(one.value + found.needed_two_sided) < 1e-9
+            for one in every
+        )
+
+
+def test_nothing_is_enough_where_the_shifts_are_too_few():
+    bump = np.exp(-0.5 * (np.arange(20) - 4.3) ** 2)
+    assert shift_test(bump[:12], [bump[:12]]).needed == np.inf == shift_test(bump, [bump]).needed
+    longer = np.exp(-0.5 * (np.arange(24) - 4.3) ** 2)
+    one = shift_test(longer, [longer])
+    assert one.needed == one.value == pytest.approx(1) and one.p_high < 0.05 and one.needed_two_sided == np.inf
+
+
 @pytest.mark.parametrize(
     ("profiles", "said"),
     [

@@ -38,6 +38,12 @@ class PlantedLab(Lab):
     compute: object = compute
     forged: bool = True
     common: bool = False
+    shaped: bool = False
+    """Bases of one shape are worth the same, and others are not."""
+    right: tuple[float, float] = (0.9, 0.9)
+    """Share of steps, and of facts, that the whole model gets right; drops are shares of these."""
+    uneven: tuple[str, ...] = ()
+    """Kinds of variants that training made worse under the last seed."""
     idle: tuple[str, ...] = ()
     """Kinds of variants that training did not change."""
     steps: float = 0.8
@@ -54,10 +60,14 @@ class PlantedLab(Lab):
         return {"file": "variants/teacher", "exact": {"7": 0.9}, "exact_before": {"7": 0.0}, "seconds": 9.0}
 
     def variant(self, kind, model, seed, tuning, taught_by):
-        after = 2.0 if kind in self.idle else 1.0
+        after = 2.0 if kind in self.idle else 1.0 + seed / 100
+        after = 2.5 if kind in self.uneven and seed == 2 else after
+        rewards = {"rewards": [seed / 10, seed / 2, seed / 2, 1.0 * seed], "steps": [4, 5]}
+        exact = {"exact": {"2": 0.2 * seed, "8": 0.1 * seed}, "exact_before": {"2": 0.0, "8": 0.0}}
+        notes = {"rewarded": rewards, "distilled": exact}
         return {
             "file": f"variants/{kind}-{seed}", "cost_before": 2.0, "cost": after, "moved": 0.1, "changed": 0.05,
-            "p_value": 1.0 if kind in self.idle else 1e-6, "seconds": 3.0,
+            "seconds": 3.0, **notes.get(kind, {}),
         }  # fmt: skip
 
     def worth(self, model, file):
@@ -66,18 +76,19 @@ class PlantedLab(Lab):
         if self.common:
             return np.linspace(1, 0.1, size)
         kind = "" if file is None or self.forged else file
-        return drawn("worth", model, kind, size=size)
+        return drawn("worth", model.removesuffix("-again") if self.shaped else model, kind, size=size)
 
     def profile(self, model, file, seed, seeds, records, clusters, tokens):
         worth = self.worth(model, file)
         size = len(worth)
         of_recall = worth if self.common else drawn("recall", model, size=size)
         found = {}
+        known = {STEP: self.right[0], RECALL: self.right[1], CHAIN: 0.9}
         for probe, values, lost in ((STEP, worth, self.steps), (RECALL, of_recall, self.recall), (CHAIN, worth, 1.0)):
             jitter = self.noise * drawn("noise", model, file, seed, probe, size=size)
             found[probe] = {
-                "loss": 0.1, "exact": 0.9, "loss_damage": (5 * lost * values + jitter).tolist(),
-                "exact_damage": (lost * values + jitter).tolist(),
+                "loss": 0.1, "exact": known[probe], "loss_damage": (5 * lost * values + jitter).tolist(),
+                "exact_damage": (known[probe] * (lost * values + jitter)).tolist(),
             }  # fmt: skip
         place = int(np.argmax(worth)) if self.elbow == "critical" else int(np.argmin(worth))
         return {

@@ -1,7 +1,6 @@
 """The study of layers for mathematics finds what was planted, and says nothing where nothing can be said."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from keylayers.recipes.math_layers import BASE, study
 from keylayers.recipes.math_layers_claims import core_claims, further_claims, shared_claim
 from keylayers.recipes.math_layers_plan import scale_of
 from keylayers.recipes.math_layers_probes import RECALL, STEP
-from keylayers.recipes.math_layers_tables import introduction, plain, tables
+from keylayers.recipes.math_layers_tables import introduction, plain, tables, variants_table
 from keylayers.runs import open_run
 from keylayers.runs import plain as as_json
 from keylayers.studies.pages import adjusted, page
@@ -61,11 +60,19 @@ def test_what_is_kept_through_post_training_is_told_from_what_all_networks_share
     assert abs(claims_of(common, "order blocks more alike")[0].effect.interval.estimate) < 1e-9
 
 
+def test_the_variants_table_is_a_mean_over_seeds(found):
+    rows = {row[0]: row for row in variants_table(found()).rows}
+    # rewards rise from seed / 10 to seed, right answers are 0.2 and 0.1 times the seed
+    assert rows["llama: rewarded"][6] == "chains of 4, 5 steps; reward 0.10, at the end 1.00"
+    assert rows["llama: distilled"][6] == "right by steps 2: 0.20 8: 0.10, base 2: 0.00 8: 0.00"
+
+
 def test_a_variant_that_training_did_not_change_is_not_judged(found):
     some = found(idle=("rewarded",))
     assert {kind for _, kind in some.judged} == {"instructed", "distilled"}
     assert not any("the rewarded variants" in one.text for one in core_claims(some))
     assert "**no: not judged**" in page("t", introduction(some, "x"), tables(some))
+    assert {kind for _, kind in found(uneven=("distilled",)).judged} == {"instructed", "rewarded"}
     none = found(idle=("rewarded", "instructed", "distilled"))
     text = page("t", introduction(none, "x"), tables(none))
     assert "kept by post-training?" not in text and "bases: without arithmetic's blocks" in text
@@ -81,8 +88,8 @@ def test_what_arithmetic_loses_is_compared_with_recall_at_the_same_blocks(found,
     places = answers.critical(answers.damage(some, (model, 1)))
     expected = np.mean(
         [
-            answers.damage(some, (model, 0), STEP, "exact")[places]
-            - answers.damage(some, (model, 0), RECALL, "exact")[places]
+            (answers.damage(some, (model, 0), STEP, "exact") / 0.9)[places]
+            - (answers.damage(some, (model, 0), RECALL, "exact") / 0.9)[places]
         ]
     )
     values = answers.extra_loss(some, [model], "exact")
@@ -95,7 +102,7 @@ def test_blocks_are_chosen_under_another_seed_than_judged_so_that_noise_is_not_f
     honest = np.mean([value for value, _ in answers.extra_loss(some, models, "exact")])
     same = np.mean(
         [
-            (answers.damage(some, (m, s), STEP, "exact") - answers.damage(some, (m, s), RECALL, "exact"))[
+            (answers.lost(some, (m, s), STEP, "exact") - answers.lost(some, (m, s), RECALL, "exact"))[
                 answers.critical(answers.damage(some, (m, s)))
             ].mean()
             for m in models
@@ -105,6 +112,38 @@ def test_blocks_are_chosen_under_another_seed_than_judged_so_that_noise_is_not_f
     assert same > 0.25 > abs(honest)
 
 
+def test_a_probe_that_was_half_forgotten_is_not_taken_for_a_robust_one(found):
+    even, forgotten = (found(steps=0.5, recall=0.5, right=right) for right in ((0.9, 0.9), (0.9, 0.3)))
+    for text in ("over all blocks steps lose more", "without arithmetic's blocks steps lose more"):
+        values = [
+            [one.effect.interval.estimate for one in claims_of(each, text) if "right answers" in one.text]
+            for each in (even, forgotten)
+        ]
+        assert len(values[0]) == 2 and values[0] == pytest.approx(values[1])
+    none = found(right=(0.9, 0.0))
+    told = [one.text for one in further_claims(none)]
+    assert not any("right answers" in one for one in told) and any("lose more than recall, loss" in one for one in told)
+    assert answers.able(none, none.judged) == []
+
+
+def test_strangers_of_one_shape_are_told_from_strangers_of_another(found):
+    bases = (*BASES, "bundled:llama-again")
+    some = found({"bases": bases}, shaped=True, noise=1e-6)
+    nearest, every = (
+        claims_of(some, "order blocks more alike than two bases of one shape")[0],
+        claims_of(some, "also of"),
+    )
+    assert abs(nearest.effect.interval.estimate) < 1e-9 and "for these bases" in nearest.text
+    assert all(one.effect.interval.estimate > 0.2 for one in every if "also of other shapes" in one.text)
+    assert answers.same_shape(bases[0], bases[3]) and not answers.same_shape(*bases[:2])
+    for kind in ("instructed", "distilled", "rewarded"):
+        alone = claims_of(some, f"the {kind} variants alone, against two bases of one shape")[0]
+        assert abs(alone.effect.interval.estimate) < 1e-9
+    apart = claims_of(found({"bases": bases}), "order blocks more alike than two bases of one shape")[0]
+    assert apart.verdict == "supported" and apart.effect.interval.estimate > 0.5
+    assert claims_of(found(), "order blocks more alike than")[0].text.count("bases of other shapes") == 1
+
+
 def test_two_depths_are_compared_on_the_blocks_of_the_shallower(found):
     some = found(common=True, noise=0.0)
     one = next(x for x in answers.likenesses(some) if x.of == "llama, llama-shallow")
@@ -112,8 +151,6 @@ def test_two_depths_are_compared_on_the_blocks_of_the_shallower(found):
     assert one.interval.estimate == pytest.approx(1.0) and one.overlap == 1.0
     assert one.p_value == pytest.approx(1 / 6) and one.shifted < 0.2
     assert one.chance == pytest.approx((8 * 1 / 3 + 1 * 1) / 15)  # 2 of 6: of 15 pairs one is equal, 8 share one
-    with pytest.raises(StopIteration):
-        next(x for x in answers.likenesses(some) if x.question == "no such")
 
 
 def test_no_two_sides_of_a_comparison_share_a_seed(found):
@@ -142,6 +179,10 @@ def test_a_claim_knows_how_many_seeds_stand_behind_its_pairs():
     assert claim.p_value == pytest.approx(1 - t / math.sqrt(2 + t**2))  # of Student's t with two degrees of freedom
     two = shared_claim("it holds", "us", [(1.0, (0, 1)), (1.1, (1, 0))], "units")
     assert two.verdict == "undecided here" and two.p_value == 1.0
+    for constant in (0.1, -0.7, 1 / 3):  # no spread is no more than three seeds of one sign
+        equal = shared_claim("it holds", "us", [(constant, pair) for pair in pairs], "units")
+        assert equal.p_value == 0.25 and equal.verdict == "undecided here"
+    assert shared_claim("it holds", "us", [(0.0, pair) for pair in pairs], "units").p_value == 1.0
 
 
 def test_the_page_has_every_table_and_the_figures_are_json(found):
@@ -173,6 +214,9 @@ def test_what_cannot_be_compared_is_refused(changes, error, words):
 def test_scales_have_names_and_the_base_that_is_not_there_is_left_out():
     assert scale_of("smoke").seeds == 3 and set(scale_of("small").bases) >= set(BASES)
     assert scale_of("full").seeds > scale_of("small").seeds
+    for name in ("smoke", "small", "full"):
+        asked = scale_of(name)
+        pairs = [(one, other) for one in asked.families for other in asked.bases if one != other]
+        assert any(answers.same_shape(*pair) for pair in pairs)
     with pytest.raises(UnknownName, match="did you mean 'small'"):
         scale_of("smal")
-    assert replace(scale_of("small"), kinds=("instructed",)).kinds == ("instructed",)

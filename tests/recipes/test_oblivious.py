@@ -1,6 +1,7 @@
 """Data-oblivious layers in miniature: equal sets, all of it resumed, claims that follow the figures."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -9,12 +10,11 @@ import pytest
 from keylayers.errors import BadInput, UnknownName
 from keylayers.recipes import oblivious, oblivious_plan
 from keylayers.recipes.bench import Task
-from keylayers.recipes.oblivious_cells import compute
 from keylayers.recipes.oblivious_claims import claims, worth_training
 from keylayers.recipes.oblivious_plain import plain
 from keylayers.recipes.oblivious_plan import Adaptation, Base, Defence, Removal, Scale, scale_of
 from keylayers.recipes.oblivious_poison import Poison
-from keylayers.recipes.oblivious_sets import CRITICAL, LAST, LEAST, OTHERS, block_sets, random_blocks, size_of
+from keylayers.recipes.oblivious_sets import CRITICAL, LAST, LEAST, MIXED, OTHERS, block_sets, random_blocks, size_of
 from keylayers.recipes.oblivious_tables import introduction, tables
 from keylayers.recipes.oblivious_training import NONE, Adapted
 from keylayers.recipes.retraining import ALL, Rates
@@ -74,8 +74,11 @@ def test_every_part_is_measured_on_sets_of_one_size(study):
     assert set(way for _, _, way in stripped.found) == {"stored", "projected", "random"}
 
 
-def test_a_finished_study_is_read_back(study, scale, monkeypatch):
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_finished_study_is_read_back_wherever_its_folder_is(study, scale, monkeypatch, tmp_path, moved):
     found, folder = study
+    if moved:
+        folder = shutil.copytree(folder, tmp_path / "moved")
 
     def refused(*args, **kwargs):
         raise AssertionError("a finished cell was computed again")
@@ -84,7 +87,6 @@ def test_a_finished_study_is_read_back(study, scale, monkeypatch):
     with open_run(folder, "study", {}) as run:
         (again,) = oblivious.reproduce(scale, run, processes=1)
     assert json.dumps(plain(again), sort_keys=True) == json.dumps(plain(found), sort_keys=True)
-    assert compute is not refused
 
 
 def test_the_page_holds_every_part_and_its_figures_are_those_measured(study):
@@ -119,14 +121,35 @@ def test_random_sets_are_other_sets_of_the_size():
     assert size_of(0.25, 12) == 3 and size_of(0.01, 12) == 1 and size_of(0.99, 5) == 4
     sets = block_sets((4, 0, 3, 1, 2), 2, draws=3)
     assert sets[CRITICAL](0) == [(0, 4)] and sets[LEAST](7) == [(1, 2)] and sets[LAST](0) == [(3, 4)]
-    drawn = sets[OTHERS](1)
-    assert len(set(drawn)) == 3 and (0, 4) not in drawn and drawn == sets[OTHERS](1) != sets[OTHERS](2)
-    large = random_blocks(32, 8, 4, 0, avoid=tuple(range(8)))
+    for seed in range(5):
+        assert sorted(sets[OTHERS](seed)) == [(1, 2), (1, 3), (2, 3)]
+    most = block_sets(tuple(range(12)), 5, draws=4)
+    assert most[OTHERS](0) == most[OTHERS](0) != most[OTHERS](1)
+    assert all(min(one) >= 5 for seed in range(5) for one in most[OTHERS](seed))
+    half = block_sets((4, 0, 3, 1), 2, draws=9)
+    assert OTHERS not in half and set(half[MIXED](0)) == {(0, 1), (0, 3), (1, 3), (1, 4), (3, 4)}
+    large = random_blocks(range(10, 42), 8, 4, 0, avoid=tuple(range(8)))
+    assert len(set(large)) == 4 and all(len(set(one)) == 8 and min(one) >= 10 for one in large)
     assert len(set(large)) == 4 and all(len(set(one)) == 8 for one in large)
     with pytest.raises(BadInput, match="leaves nothing to compare"):
         size_of(1.0, 5)
     with pytest.raises(BadInput, match="there is one set of 3 of 3 blocks"):
-        random_blocks(3, 3, 1, 0, avoid=(0, 1, 2))
+        random_blocks(range(3), 3, 1, 0, avoid=(0, 1, 2))
+
+
+@pytest.mark.parametrize("name", ["smoke", "small", "full"])
+def test_blocks_are_chosen_without_a_record_that_is_tuned_on(name, monkeypatch):
+    monkeypatch.setenv("KEYLAYERS_MODELS", "models")
+    monkeypatch.setenv("KEYLAYERS_DATA", "data")
+    asked = scale_of(name)
+    for base in asked.bases:
+        tuned_on = {one.inputs.data for one in base.domains}
+        tuned_on |= {one.task.inputs.data for one in asked.defences if one.base == base.name}
+        assert tuned_on and len(base.corpora) >= 3
+        assert not tuned_on & {one.inputs.data for one in base.corpora}
+        for one in base.corpora:
+            if one.inputs.data.startswith("bundled:"):
+                assert len(one.inputs.load_splits().calibration) >= 64
 
 
 def test_the_scales_are_there_and_unknown_names_are_told(monkeypatch):

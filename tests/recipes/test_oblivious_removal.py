@@ -79,6 +79,35 @@ def test_written_tokens_lose_the_prompts_part_or_their_own():
         pass
 
 
+def test_the_control_is_a_mean_over_directions(world, monkeypatch):
+    from contextlib import contextmanager
+
+    from keylayers.measures.accuracy import Accuracy
+    from keylayers.recipes import oblivious_removal as module
+    from keylayers.recipes.bench import Task, bench
+    from keylayers.training.train import TrainSettings
+
+    place, seeds = bench(Task("small", world.inputs(), TrainSettings(steps=1)).fields()), []
+
+    @contextmanager
+    def noted(model, block, found, way, seed):
+        seeds.append((way, seed))
+        yield
+
+    def answered(model, tokenizer, records, max_new_tokens):
+        """The first prompt gets as many words as directions were tried, the others one."""
+        return Accuracy((True, False), ("a " * len(seeds), "b"))
+
+    monkeypatch.setattr(module, "without_components", noted)
+    monkeypatch.setattr(module, "exact_match", answered)
+    given = {"block": 1, "components": 2, "records": 2, "new_tokens": 3}
+    found = module.removal(place, None, way="random", **given)
+    assert len(set(seeds)) == module.DIRECTIONS >= 5 and {way for way, _ in seeds} == {"random"}
+    assert found["words"] == [3, 1] and found["exact"] == 0.5
+    seeds.clear()
+    assert module.removal(place, None, way="stored", **given)["words"] == [1, 1] and len(seeds) == 1
+
+
 def test_rows_are_those_of_the_prompts_last_tokens(world, model):
     from keylayers.recipes.bench import Task, bench
     from keylayers.training.train import TrainSettings
