@@ -38,9 +38,9 @@ def scale(tmp_path_factory) -> Scale:
     return Scale(
         (base,),
         rates=once,
-        adaptation=Adaptation(("tiny",), share=0.4, draws=2, seeds=3, rates=once),
+        adaptation=Adaptation(("tiny",), share=0.4, draws=2, seeds=2, rates=once),
         removal=Removal(task, "tiny", ("base",), components=(1,), records=2, new_tokens=3),
-        defences=(Defence("tiny", task, {"vpi": Poison("vpi", 0.5, "No.")}, ("base",), (0.4,), 1, 3, once),),
+        defences=(Defence("tiny", task, {"vpi": Poison("vpi", 0.5, "No.")}, ("base",), (0.4,), 1, 2, once),),
     )
 
 
@@ -69,7 +69,7 @@ def test_every_part_is_measured_on_sets_of_one_size(study):
         assert one.blocks[CRITICAL][0] not in one.blocks[OTHERS] and len(set(one.blocks[OTHERS])) == 2
     (guarded,) = found.defended
     assert guarded.frozen == 2 and set(guarded.rates) == {CRITICAL, OTHERS, LEAST, NONE}
-    assert len(guarded.values(NONE, "attack")) == 3
+    assert len(guarded.values(NONE, "attack")) == 2
     (stripped,) = found.removed
     assert set(way for _, _, way in stripped.found) == {"stored", "projected", "random"}
 
