@@ -1,12 +1,12 @@
 """The CKA of every pair of layers: ours beside the pairwise published way, at 300 samples, 32 layers, width 4096."""
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from benchmarks.interleaved import cpu_ratios, cpu_seconds
 from keylayers.maths.cka import MinibatchCka, cka_table
 
 SAMPLES, LAYERS, WIDTH, GROUP = 300, 32, 4096, 50
@@ -66,17 +66,9 @@ def table(repetitions: int = 3) -> tuple[list[str], bool]:
     torch.set_num_threads(1)
     layers = make_layers()
     made = ways(layers)
-    times: dict[str, list[float]] = {name: [] for name in made}
-    for round_ in range(repetitions + 1):
-        for name, work in made.items():
-            start = time.process_time()
-            work()
-            if round_:  # the first is a warm-up
-                scale = LAYERS**2 / PAIRS if name == PUBLISHED else 1.0
-                times[name].append((time.process_time() - start) * scale)
-    ratios = {
-        name: sorted(other / mine for mine, other in zip(times[name], times[PUBLISHED], strict=True)) for name in made
-    }
+    times = cpu_seconds(made, repetitions)
+    times[PUBLISHED] = [spent * LAYERS**2 / PAIRS for spent in times[PUBLISHED]]
+    ratios = {name: cpu_ratios(times[PUBLISHED], times[name]) for name in made}
     difference = max(
         float((cka_table(layers)[a, b] - published(layers[a].double(), layers[b].double())).abs())
         for a, b in ((0, 1), (3, 20), (31, 0))

@@ -1,12 +1,12 @@
 """The fragility of all layers beside one attack and two forward passes; choosing layers anew beside CLAT's training."""
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.interleaved import cpu_ratios, cpu_seconds
 from keylayers.actions.harden import HardenSettings, harden
 from keylayers.actions.proof import fingerprints
 from keylayers.criteria.criterion import Evidence
@@ -70,15 +70,9 @@ def table(repetitions: int = 3) -> tuple[list[str], bool]:
     """Markdown lines, and whether the limits hold."""
     torch.set_num_threads(1)
     made = ways()
-    times: dict[str, list[float]] = {name: [] for name in made}
-    for round_ in range(repetitions + 1):
-        for name, work in made.items():
-            start = time.process_time()
-            work()
-            if round_:  # the first is a warm-up
-                times[name].append(time.process_time() - start)
+    times = cpu_seconds(made, repetitions)
     epochs = IMAGES / TRAINED * HARDENING.every
-    ratios = sorted(mine / bare for mine, bare in zip(times[ALL], times[BARE], strict=True))
+    ratios = cpu_ratios(times[ALL], times[BARE])
     shares = sorted(again / (epochs * train) for again, train in zip(times[AGAIN], times[EPOCH], strict=True))
     ratio, share = statistics.median(ratios), statistics.median(shares)
     seconds = {name: statistics.median(spent) for name, spent in times.items()}

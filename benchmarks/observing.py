@@ -1,12 +1,12 @@
 """Four criteria of hidden states from one pass, beside the bare capture pass that they share."""
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.interleaved import cpu_ratios, cpu_seconds
 from keylayers import criteria
 from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.observing import ObservingCriterion, observe_together
@@ -78,13 +78,7 @@ def table(repetitions: int = 3) -> tuple[list[str], bool]:
     """Markdown lines, and whether the limit holds."""
     torch.set_num_threads(1)
     made = ways()
-    times: dict[str, list[float]] = {name: [] for name in made}
-    for round_ in range(repetitions + 1):
-        for name, work in made.items():
-            start = time.process_time()
-            work()
-            if round_:  # the first is a warm-up
-                times[name].append(time.process_time() - start)
+    times = cpu_seconds(made, repetitions)
     lines = [
         f"Llama shape: width {WIDTH}, {BLOCKS} blocks, {BATCHES} batches of {BATCH} x {LENGTH} tokens, fp32; CPU "
         f"seconds of one thread; {', '.join(NAMES)}, intervals included.",
@@ -94,7 +88,7 @@ def table(repetitions: int = 3) -> tuple[list[str], bool]:
     ]
     middles = {}
     for name in made:
-        ratios = sorted(mine / bare for mine, bare in zip(times[name], times[BARE], strict=True))
+        ratios = cpu_ratios(times[name], times[BARE])
         middles[name] = statistics.median(ratios)
         allowed = f"<= {LIMIT}" if name == TOGETHER else ""
         seconds, spread = statistics.median(times[name]), f"{ratios[0]:.2f}, {ratios[-1]:.2f}"

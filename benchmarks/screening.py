@@ -4,12 +4,12 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.interleaved import cpu_ratios, cpu_seconds
 from keylayers.actions.screen import Screen, ScreenSettings
 from keylayers.actions.screen_fit import fit_screen
 from keylayers.layers.naming import named_layers
@@ -96,13 +96,8 @@ def make_model() -> nn.Module:
 def table(repetitions: int = 5) -> tuple[list[str], bool]:
     """Markdown lines, and whether the limits hold."""
     model = make_model()
-    made, times = ways(model), dict[str, list[float]]()
-    for round_ in range(repetitions + 1):
-        for name, work in made.items():
-            start = time.process_time()
-            work()
-            if round_:  # the first is a warm-up
-                times.setdefault(name, []).append(time.process_time() - start)
+    made = ways(model)
+    times = cpu_seconds(made, repetitions)
     more, kept = grown(SCREEN), grown(KEEP)
     lines = [
         f"ResNet-20, {BATCHES} batches of {BATCH} images of 32 x 32, {CLASSES} classes, features flattened, fp32; CPU "
@@ -114,7 +109,7 @@ def table(repetitions: int = 5) -> tuple[list[str], bool]:
     ]
     middles = {}
     for name in made:
-        ratios = sorted(mine / bare for mine, bare in zip(times[name], times[PLAIN], strict=True))
+        ratios = cpu_ratios(times[name], times[PLAIN])
         middles[name] = statistics.median(ratios)
         allowed = f"<= {LIMIT}" if name == SCREENED else ""
         seconds, spread = statistics.median(times[name]), f"{ratios[0]:.2f}, {ratios[-1]:.2f}"

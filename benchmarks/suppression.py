@@ -1,12 +1,12 @@
 """Every skip at eleven factors: parts the factor cannot reach computed once, beside whole forward passes."""
 
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.interleaved import cpu_ratios, cpu_seconds
 from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.skip_suppression import STEPS, SkipSuppression, skip_suppression
 from keylayers.layers.naming import named_layers
@@ -60,13 +60,7 @@ def table(repetitions: int = 3) -> tuple[list[str], bool]:
     """Markdown lines, and whether the limit holds."""
     torch.set_num_threads(1)
     made = ways()
-    times: dict[str, list[float]] = {name: [] for name in made}
-    for round_ in range(repetitions + 1):
-        for name, work in made.items():
-            start = time.process_time()
-            work()
-            if round_:  # the first is a warm-up
-                times[name].append(time.process_time() - start)
+    times = cpu_seconds(made, repetitions)
     lines = [
         f"ResNet-18 shape, widths {WIDTHS}, {sum(DEPTHS)} skips x {STEPS + 1} factors = {POINTS} points, {IMAGES} "
         f"images of {SIZE} x {SIZE}, fp32; CPU seconds of one thread.",
@@ -76,7 +70,7 @@ def table(repetitions: int = 3) -> tuple[list[str], bool]:
     ]
     middles = {}
     for name in made:
-        ratios = sorted(plain / mine for mine, plain in zip(times[name], times[PLAIN], strict=True))
+        ratios = cpu_ratios(times[PLAIN], times[name])
         middles[name] = statistics.median(ratios)
         wanted = f">= {LIMIT:g}" if name == SCAN else ""
         seconds, spread = statistics.median(times[name]), f"{ratios[0]:.2f}, {ratios[-1]:.2f}"
