@@ -3,12 +3,11 @@
 import sys
 from pathlib import Path
 
-from benchmarks import ablation, choosing, cka, hardening, observing, screening, spectrum, stage_two, suppression
+from benchmarks import ablation, cka, hardening, observing, screening, spectrum, stage_two, suppression
 from keylayers.runs import machine, note, versions
 
 PARTS = {
     "Learning gates (ILA, stage 2)": stage_two.table,
-    "What choosing layers costs as the model grows": choosing.table,
     "Ablation sweep": ablation.table,
     "Singular values (weight-only criteria)": spectrum.table,
     "CKA of every pair of layers": cka.table,
