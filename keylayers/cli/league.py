@@ -1,11 +1,12 @@
 """`keylayers league`: what was typed, as a league to play, and its page."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from keylayers.cli.terminal import quiet_libraries, say
+from keylayers.cli.terminal import placeless, quiet_libraries, say
 from keylayers.errors import BadInput
 
 PAGE, FIGURES = "league.md", "league.json"
@@ -32,10 +33,11 @@ def run_league(options: Mapping[str, Any]) -> None:
         task.inputs.load_splits()  # bad data is known before anything is computed
     settings = {key: value for key, value in options.items() if key not in ("out", "processes", "fresh")}
     with open_run(folder, "league", settings, fresh=options["fresh"]) as run:
-        played = play(league, run, options["processes"])
-        write_json(folder / FIGURES, {"games": plain(played)})
-        text = page("The league of criteria", introduction(played), tables(played))
-        write_text(folder / PAGE, text)
+        for played in play(league, run, options["processes"]):
+            write_json(folder / FIGURES, json.loads(placeless(json.dumps({"games": plain(played)}))))
+            text = placeless(page("The league of criteria", introduction(played), tables(played)))
+            write_text(folder / PAGE, text)
+            say(f"so far in {folder / PAGE}")
     say(text)
     say(f"stored in {folder / PAGE}; every figure behind it in {folder / FIGURES}")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keylayers.cli.terminal import quiet_libraries, say
+from keylayers.cli.terminal import placeless, quiet_libraries, say
 from keylayers.errors import BadInput, UnknownName
 
 SCALES = ("smoke", "small", "full")
@@ -146,14 +146,6 @@ PAPERS: dict[str, tuple[str, Callable[[], Paper]]] = {
     ),
 }
 """Name -> what the paper asks, and its experiment, which is imported only to be done."""
-
-
-def placeless(text: str) -> str:
-    """The text with the folders of real models and data under the names of the variables that say where they are."""
-    for name in ("KEYLAYERS_MODELS", "KEYLAYERS_DATA"):
-        if place := os.environ.get(name):
-            text = text.replace(place, f"${name}")
-    return text
 
 
 def run_reproduce(paper: str, scale: str, out: Path | None, processes: int, fresh: bool) -> None:

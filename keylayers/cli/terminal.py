@@ -1,5 +1,6 @@
 """Plain tables and texts on standard output."""
 
+import os
 from collections.abc import Sequence
 
 from keylayers.runs.quiet import quiet_libraries
@@ -10,6 +11,14 @@ __all__ = ["quiet_libraries", "say", "table"]
 def say(text: str) -> None:
     """A line of results, shown at once."""
     print(text, flush=True)
+
+
+def placeless(text: str) -> str:
+    """The text with the folders of real models and data under the names of the variables that say where they are."""
+    for name in ("KEYLAYERS_MODELS", "KEYLAYERS_DATA"):
+        if place := os.environ.get(name):
+            text = text.replace(place, f"${name}")
+    return text
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

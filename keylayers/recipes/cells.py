@@ -11,6 +11,7 @@ from typing import Any
 from keylayers import criteria
 from keylayers.criteria.criterion import Evidence
 from keylayers.data.batches import batches
+from keylayers.errors import BadInput, Diverged
 from keylayers.layers.gating import gated
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
@@ -87,11 +88,12 @@ def score(
     adapter: str | None,
     records: int | None = None,
     granularity: str | None = None,
+    optional: bool = False,
 ) -> dict[str, Any]:
     """Scores of all layers by a criterion, on the first so many calibration records; the file stays in the folder.
 
     `granularity`: that the criterion scores at, where it is not that of the candidates; these take the scores of what
-    holds them.
+    holds them. `optional`: a criterion that cannot score this model says why under `cannot`, and nothing is raised.
     """
     chosen, size = criteria.get(criterion), place.task.training.batch_size
     calibration = place.data.calibration
@@ -108,7 +110,12 @@ def score(
     )
     reset_peak()
     before = peak_bytes()
-    scores = chosen(evidence, scored, settings_of(chosen, settings))
+    try:
+        scores = chosen(evidence, scored, settings_of(chosen, settings))
+    except (BadInput, Diverged) as error:
+        if not optional:
+            raise
+        return {"cannot": str(error)}
     peak = peak_bytes() - before
     if granularity is not None:
         scores = spread(scores, place.layers)

@@ -1,9 +1,10 @@
 """The league: every way of scoring layers, one question, equal budgets. Which picks the layers worth training?"""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from keylayers.errors import BadInput
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
 from keylayers.recipes.league_plan import ENTRANTS, THIN, TURNS, League
@@ -34,6 +35,8 @@ class Played:
     """Entrant -> seconds of choosing, stage 1 included."""
     peaks: Mapping[str, int]
     """Entrant -> bytes that scoring added to what the process held."""
+    unable: Mapping[str, str] = field(default_factory=dict)
+    """Entrant -> why it cannot score this model; it is in none of the above."""
 
     def gains(self, arm: str) -> list[float]:
         """Share of the gain of training all layers that an arm recovers, per seed."""
@@ -43,19 +46,24 @@ class Played:
         return [(before - loss) / (before - best) for loss, best in zip(ours, full, strict=True)]
 
 
-def play(league: League, run: RunFolder, processes: int = 2) -> list[Played]:
-    """Every task at every budget; what is finished is kept in the run folder, cell by cell."""
+def play(league: League, run: RunFolder, processes: int = 2) -> Iterator[tuple[Played, ...]]:
+    """What is known after every task and budget; what is finished is kept in the run folder, cell by cell."""
+    played: list[Played] = []
     with workers(processes) as pool:
-        return [found for task in league.tasks for found in games(Desk(run, pool), task, league)]
+        for task in league.tasks:
+            for found in games(Desk(run, pool), task, league):
+                played.append(found)
+                yield tuple(played)
 
 
-def games(desk: Desk, task: Task, league: League) -> list[Played]:
+def games(desk: Desk, task: Task, league: League) -> Iterator[Played]:
     """One task at every budget."""
     before, names = desk.ask(task, "before", [{}])[0], candidates(desk, task)
     rate = full_rate(desk, task, league.rates)
     ways = {name: ENTRANTS[name] for name in league.entrants}
-    found = rankings(desk, task, ways, range(league.seeds), rate)
-    played = []
+    found = rankings(desk, task, ways, range(league.seeds), rate, optional=True)
+    if not found.scores:
+        raise BadInput(f"no entrant can score {task.inputs.model} on {task.name}: {'; '.join(found.unable.values())}")
     for share in league.budgets:
         sets = _sets(found.scores, names, Budget(share), league)
         trained, rates = retrained(desk, task, sets, league.seeds, league.rates)
@@ -65,8 +73,7 @@ def games(desk: Desk, task: Task, league: League) -> list[Played]:
             rates |= chosen
         left = kept(desk, task, sets, found.adapters) if found.adapters else {}
         chosen_sets = {name: tuple(tuple(one(seed)[0]) for seed in range(league.seeds)) for name, one in sets.items()}
-        played.append(Played(task, share, before, trained, left, rates, chosen_sets, found.seconds, found.peaks))
-    return played
+        yield Played(task, share, before, trained, left, rates, chosen_sets, found.seconds, found.peaks, found.unable)
 
 
 def _sets(

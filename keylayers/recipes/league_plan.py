@@ -20,7 +20,7 @@ ENTRANTS = {
     "leave one out": Way("leave_one_out"),
     "add one in": Way("add_one_in"),
     "norm of the change": Way("delta_norm"),
-    "substitution, 5 blocks": Way("substitution", {"window": 5}, granularity=BLOCK),
+    "substitution, 3 blocks": Way("substitution", {"window": 3}, granularity=BLOCK),
     # gradients at the start
     "first step": Way("first_step", {}, None),
     "gradient norm": Way("gradient_norm", {}, None),

@@ -30,6 +30,11 @@ def introduction(played: Sequence[Played]) -> str:
     )
 
 
+def unable(played: Sequence[Played]) -> dict[str, str]:
+    """Entrants that some task has no ranking by, and why."""
+    return {name: reason for one in played for name, reason in one.unable.items()}
+
+
 def arms_of(played: Sequence[Played]) -> list[str]:
     """The arms that every task and budget has, `all` left out."""
     return [name for name in played[0].trained if name != ALL and all(name in one.trained for one in played)]
@@ -66,6 +71,7 @@ def standings(played: Sequence[Played]) -> Table:
         f"Ranks among {len(names)} arms, 1 is best, means over {len(played)} games (tasks x budgets); by chance every "
         f"arm would have {(len(names) + 1) / 2:.1f}. ± 95 % over {len(by_seed)} seeds, whose games are not independent "
         "of each other; tasks and budgets are taken as given. Costs include stage 1 where the entrant needs it.",
+        *(f"Left out, {name}: {reason}" for name, reason in unable(played).items()),
     )
     return Table("Standings", columns, tuple(rows), notes)
 

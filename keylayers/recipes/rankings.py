@@ -51,6 +51,8 @@ class Rankings:
     """Of stage 1."""
     peaks: Mapping[str, int]
     """Way -> most bytes that scoring added to what the process held, over seeds."""
+    unable: Mapping[str, str] = field(default_factory=dict)
+    """Way -> why it cannot score this model on this data; it is in none of the above."""
 
 
 def candidates(desk: Desk, task: Task) -> list[str]:
@@ -63,8 +65,13 @@ def full_rate(desk: Desk, task: Task, rates: Rates, **options: Any) -> float:
     return best_rates(desk, task, {ALL: every(candidates(desk, task))}, rates, **options)[0][ALL]
 
 
-def rankings(desk: Desk, task: Task, ways: Mapping[str, Way], seeds: Sequence[int], rate: float) -> Rankings:
-    """Every way's ranking for every seed; each seed is a procedure of its own: stage 1, then scores."""
+def rankings(
+    desk: Desk, task: Task, ways: Mapping[str, Way], seeds: Sequence[int], rate: float, *, optional: bool = False
+) -> Rankings:
+    """Every way's ranking for every seed; each seed is a procedure of its own: stage 1, then scores.
+
+    `optional`: a way that cannot score this model is left out and says why; else it raises.
+    """
     kinds = sorted({(way.share, way.short) for way in ways.values() if way.share is not None}, reverse=True)
     parts = [(seed, *kind) for kind in kinds for seed in seeds]
     asked: list[dict[str, Any]] = [
@@ -78,18 +85,22 @@ def rankings(desk: Desk, task: Task, ways: Mapping[str, Way], seeds: Sequence[in
             "adapter": None if way.share is None else stages[seed, way.share, way.short]["adapter"],
             "records": way.records,
             **({} if way.granularity is None else {"granularity": way.granularity}),
+            **({"optional": True} if optional else {}),
         }
         for way in ways.values()
         for seed in seeds
     ]
     found = iter(desk.ask(task, "score", asked))
-    scores, seconds, peaks = {}, {}, {}
+    scores, seconds, peaks, unable = {}, {}, {}, {}
     for name, way in ways.items():
         each = [(seed, next(found)) for seed in seeds]
+        if reasons := [one["cannot"] for _, one in each if "cannot" in one]:
+            unable[name] = reasons[0]
+            continue
         scores[name] = tuple(scores_in(desk.run.path, one) for _, one in each)
         before = {seed: 0.0 if way.share is None else stages[seed, way.share, way.short]["seconds"] for seed in seeds}
         seconds[name] = tuple(one["seconds"] + before[seed] for seed, one in each)
         peaks[name] = max(one.get("peak", 0) for _, one in each)
     whole = (1.0, False) in kinds
     adapters = tuple(stages[seed, 1.0, False]["adapter"] for seed in seeds) if whole else ()
-    return Rankings(scores, seconds, adapters, rate, peaks)
+    return Rankings(scores, seconds, adapters, rate, peaks, unable)

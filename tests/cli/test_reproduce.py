@@ -3,7 +3,7 @@
 import dataclasses
 import json
 
-from keylayers.cli.reproduce import placeless
+from keylayers.cli.terminal import placeless
 from keylayers.recipes import ila_plan
 from keylayers.recipes.bench import Task
 from keylayers.recipes.retraining import Rates

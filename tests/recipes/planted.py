@@ -23,6 +23,8 @@ class PlantedDesk(Desk):
     """Answers without computing: `path_integral` ranks by worth, everything else by chance."""
 
     asked: list = field(default_factory=list)
+    unable: tuple = ()
+    """Criteria that cannot score."""
 
     def ask(self, task, what, asked):
         self.asked.extend((task, what, each) for each in asked)
@@ -43,7 +45,10 @@ class PlantedDesk(Desk):
     def stage_one(self, task, layers, seed, lr, share, short=False):
         return {"adapter": f"{task.name}-{seed}-{share}{'-short' * short}", "seconds": 20 * share}
 
-    def score(self, task, layers, criterion, settings, adapter, records, granularity=None):
+    def score(self, task, layers, criterion, settings, adapter, records, granularity=None, optional=False):
+        if criterion in self.unable:
+            assert optional
+            return {"cannot": f"{criterion} needs more blocks"}
         key = digest([task.fields(), criterion, settings, adapter, records])[:12]
         noise = np.random.default_rng(int(key, 16)).normal(size=len(layers))
         values = np.array([worth(one) for one in layers]) + 1e-3 * noise if criterion == "path_integral" else noise

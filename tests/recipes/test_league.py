@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keylayers.errors import UnknownName
+from keylayers.errors import BadInput, UnknownName
 from keylayers.recipes import league_tables
 from keylayers.recipes.ila_plan import bundled_task
 from keylayers.recipes.league import games
@@ -20,7 +20,7 @@ CHOSEN = ("midpoint", "midpoint, reversed", "norm of the change", "block influen
 def played(tmp_path_factory):
     asked = League((bundled_task("pirate"),), CHOSEN, seeds=6, rates=Rates((1e-2, 3e-2), seeds=1))
     with open_run(tmp_path_factory.mktemp("league"), "league", {}) as run:
-        return games(PlantedDesk(run), asked.tasks[0], asked)
+        return list(games(PlantedDesk(run), asked.tasks[0], asked))
 
 
 def test_who_knows_what_layers_are_worth_wins_at_every_budget(played):
@@ -50,6 +50,18 @@ def test_every_set_spends_the_budget_and_rivals_are_asked_for_as_they_are(tmp_pa
     assert turns[0] == {"every": 5, "policy": f"random:params={100 * Budget(0.3).share:g}%:of=lora:seed={{turn}}"}
     drawn = [tuple(each["layers"]) for each in options if "turns" not in each and "rank" not in each]
     assert len(set(drawn)) == 2 + 1 + 6  # the best of two seeds, all, three random sets of each seed
+
+
+def test_who_cannot_score_is_left_out_and_says_why(tmp_path):
+    asked = League((bundled_task("pirate"),), CHOSEN[:3], budgets=(0.3,), seeds=2, rates=Rates((1e-2,)))
+    with open_run(tmp_path / "run", "league", {}) as run:
+        (one,) = games(PlantedDesk(run, unable=("delta_norm",)), asked.tasks[0], asked)
+        with pytest.raises(BadInput, match=r"no entrant can score .* path_integral needs more blocks"):
+            next(games(PlantedDesk(run, unable=("delta_norm", "path_integral")), asked.tasks[0], asked))
+    assert one.unable == {"norm of the change": "delta_norm needs more blocks"}
+    assert "norm of the change" not in one.trained and "midpoint" in one.trained
+    notes = league_tables.standings([one]).notes
+    assert "Left out, norm of the change: delta_norm needs more blocks" in notes
 
 
 def test_standings_and_claims_follow_from_the_games(played):
