@@ -2,8 +2,9 @@
 robustness than training others, or all?"""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ ARMS = {
     "least critical layers": Arm(LEAST, 1.0),
     "every convolution": Arm(EVERY, 1.0),
     "everything": Arm(ALL),
-    "everything, a tenth of the rate": Arm(ALL, rate=0.1),
+    "everything, a tenth of the rate": Arm(ALL, rates=(0.1,)),
 }
 """Every arm goes on from the same adversarially trained network, for the same epochs; frozen modules keep their running
 statistics in all. With the feature term a step takes two attacks, fast and without it one."""
@@ -73,6 +74,8 @@ class Results:
     hardening: Hardening
     arms: Mapping[str, tuple[Mapping[str, Any], ...]]
     """Arm -> per seed, `last` and `best` with accuracies; the start's are both its own."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Arm -> times the plan's learning rate, as chosen on calibration images."""
 
     def values(self, arm: str, what: str, when: str = "last") -> Float[np.ndarray, " seeds"]:
         """Accuracy per seed: `clean`, `robust`, `loss` or `features`; after the last epoch, or the best one."""
@@ -99,7 +102,7 @@ def real() -> tuple[Hardening, ...]:
         ImageTraining(batch_size=100),
         f"{models}/resnet_cifar10/resnet20.safetensors", held_from_test=True,
     )  # fmt: skip
-    return (Hardening(task, Plan(8 / 255, 5, 4, 3, 1, 0.05, 0.02, 10), 3),)
+    return (Hardening(task, Plan(8 / 255, 5, 4, 3, 1, 0.05, 0.02, test_steps=10), 3),)
 
 
 def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[tuple[Results, ...]]:
@@ -117,16 +120,40 @@ def results(lab: Lab, hardening: Hardening) -> Results:
     task, plan, seeds = hardening.task.fields(), fields_of(hardening.plan), range(hardening.seeds)
     shared = [{"task": task, "plan": plan, "seed": seed} for seed in seeds]
     starts = lab.ask("started", shared)
-    places = [(name, seed) for seed in seeds for name in ARMS]
-    asked = [{**shared[seed], "file": starts[seed]["file"], "arm": fields_of(ARMS[name])} for name, seed in places]
     found: dict[str, list[Mapping[str, Any]]] = {START: [{"last": one, "best": one, "trained": 0} for one in starts]}
-    for (name, _), one in zip(places, lab.ask("hardened", asked), strict=True):
-        found.setdefault(name, []).append(one)
+    given = [{**one, "file": start["file"]} for one, start in zip(shared, starts, strict=True)]
+    rates, trained = _hardened(lab, hardening, given)
+    found |= {name: [trained[name, rates[name], seed] for seed in seeds] for name in ARMS}
     others = [(name, seed) for seed in seeds for name in RIFT]
-    asked = [{**shared[seed], "file": starts[seed]["file"], "choose": RIFT[name]} for name, seed in others]
+    asked = [{**given[seed], "choose": RIFT[name]} for name, seed in others]
     for (name, _), one in zip(others, lab.ask("rifted", asked), strict=True):
         found.setdefault(name, []).append(one)
-    return Results(hardening, {name: tuple(each) for name, each in found.items()})
+    return Results(hardening, {name: tuple(each) for name, each in found.items()}, rates)
+
+
+Trained = dict[tuple[str, float, int], dict[str, Any]]
+"""(arm, rate, seed) -> what it gave."""
+
+
+def _hardened(lab: Lab, hardening: Hardening, given: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], Trained]:
+    """The rate that leaves each arm most robust on calibration images, and what it gave with every seed."""
+    plan = hardening.plan
+    offered = {name: arm.rates or plan.rates for name, arm in ARMS.items()}
+    few = range(min(plan.chosen_by, hardening.seeds))
+    first = [(name, rate, seed) for seed in few for name in ARMS for rate in offered[name]]
+    found = _each(lab, given, first)
+
+    def on_calibration(name: str, rate: float) -> float:
+        return sum(found[name, rate, seed]["watched"][-1] for seed in few)
+
+    rates = {name: max(offered[name], key=partial(on_calibration, name)) for name in ARMS}
+    rest = [(name, rates[name], seed) for seed in range(hardening.seeds) for name in ARMS]
+    return rates, found | _each(lab, given, [place for place in rest if place not in found])
+
+
+def _each(lab: Lab, given: Sequence[Mapping[str, Any]], places: Sequence[tuple[str, float, int]]) -> Trained:
+    asked = [{**given[seed], "arm": fields_of(ARMS[name]), "rate": rate} for name, rate, seed in places]
+    return dict(zip(places, lab.ask("hardened", asked), strict=True))
 
 
 def scale_of(name: str) -> Scale:

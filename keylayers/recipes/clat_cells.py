@@ -16,6 +16,7 @@ from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.feature_fragility import FeatureFragility, feature_fragility
 from keylayers.criteria.robust_capacity import RobustCapacity, robust_capacity
 from keylayers.data.images import ImageParts
+from keylayers.errors import Diverged
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import parameters_of
@@ -29,6 +30,7 @@ from keylayers.runs.quiet import quiet_libraries
 from keylayers.scores import LayerScores, Selection, select
 from keylayers.training.images import ImageTraining
 
+NOTHING = {"clean": 0.0, "loss": 0.0, "features": 0.0, "robust": 0.0, "flags": []}
 SIZE = 128  # images of a batch that layers are chosen on
 ALL, EVERY, CRITICAL, LEAST, CAPACITY = "all", "every", "critical", "least critical", "least robust capacity"
 RANDOM, ALIKE = "random", "random, same size"
@@ -52,6 +54,11 @@ class Plan:
     share: float
     """Of the layers that train, at least one; the paper's 5 %."""
     learning_rate: float
+    """Of the start, and the first that arms are offered."""
+    rates: tuple[float, ...] = (1.0, 0.3)
+    """Offered to every arm, times that; each takes what leaves calibration images most robust after the last epoch."""
+    chosen_by: int = 2
+    """Seeds whose mean decides."""
     test_steps: int = 20
     """Of the attacks of testing, with two restarts."""
 
@@ -68,8 +75,8 @@ class Arm:
     """Which layers: a word of this module."""
     feature_weight: float = 0.0
     fast: bool = False
-    rate: float = 1.0
-    """Times the plan's learning rate."""
+    rates: tuple[float, ...] | None = None
+    """Times the plan's learning rate; None: those that the plan offers."""
     again: bool = True
     """Whether layers are chosen anew."""
 
@@ -87,9 +94,19 @@ def started(folder: Path, *, task: Mapping[str, Any], plan: Mapping[str, Any], s
 
 
 def hardened(
-    folder: Path, *, task: Mapping[str, Any], plan: Mapping[str, Any], seed: int, file: str, arm: Mapping[str, Any]
+    folder: Path,
+    *,
+    task: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    seed: int,
+    file: str,
+    arm: Mapping[str, Any],
+    rate: float,
 ) -> dict[str, Any]:
-    """One arm from the start of its seed: accuracy of the last epoch, and of the best on calibration images."""
+    """One arm from the start of its seed: accuracy of the last epoch, and of the best on calibration images.
+
+    `rate`: times the plan's learning rate. A training that diverges leaves no network: it gets no image right.
+    """
     own, how, asked = ImageTask.of(task), Plan(**plan), Arm(**arm)
     parts, model = own.parts(seed), own.trained(folder / file)
     settings = HardenSettings(
@@ -97,7 +114,7 @@ def hardened(
         feature_weight=asked.feature_weight,
         fast=asked.fast,
         every=how.every,
-        training=_training(own, how.epochs, how.learning_rate * asked.rate, seed),
+        training=_training(own, how.epochs, how.learning_rate * rate, seed),
     )
     calibration = parts.calibration.tensors()
 
@@ -107,8 +124,14 @@ def hardened(
     choosing = _Choosing(parts, how, asked.choose, seed)
     again = choosing if asked.again and asked.choose not in (ALL, EVERY) else None
     first = choosing(model)
-    with torch.random.fork_rng(devices=[]):
-        made = harden(model, first, *parts.train.tensors(), settings, reselect=again, watch=watch)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            made = harden(model, first, *parts.train.tensors(), settings, reselect=again, watch=watch)
+    except Diverged as error:
+        return {
+            "last": NOTHING, "best": NOTHING, "trained": sum(layer.size for layer in first.chosen),
+            "selections": [[0, list(first.names)]], "losses": [], "watched": [0.0], "diverged": str(error),
+        }  # fmt: skip
     found = {
         "last": _measured(model, parts, how, seed),
         "trained": fmean(sum(layer.size for layer in each.chosen) for _, each in made.selections),

@@ -29,7 +29,8 @@ def introduction(found: Sequence[Results], scale: str) -> str:
         "first; then every arm goes on from that network for the same epochs, with the same schedule and with the "
         "running statistics of frozen modules held. *Robust*: right under attacks on the loss (two restarts) and under "
         "one on the features of all convolutions. *Best*: the epoch of highest robust accuracy on calibration images; "
-        "figures are of test images, used once.\n\n"
+        "figures are of test images, used once. Where a network was published, calibration and test images are of the "
+        "part that it never saw.\n\n"
         f"What differs from the paper, whose code was never released: small networks and images, few epochs, and a "
         "lambda of ours (1, on features divided by their number). **Its claim lives where adversarial training "
         "overfits, which needs long training on a GPU: a null result here says nothing of that.** The paper: "
@@ -71,25 +72,39 @@ def arms_table(one: Results) -> Table:
         flags = sum(bool(each["last"]["flags"]) for each in one.arms[arm])
         rows.append(
             (
-                arm, f"{trained:,.0f}", _attacks(arm), plus_minus(one.values(arm, "clean")), plus_minus(robust),
+                arm, f"{trained:,.0f}", _attacks(arm), _rate(one, arm),
+                plus_minus(one.values(arm, "clean")), plus_minus(robust),
                 "" if arm == "CLAT" else difference(one.values("CLAT", "robust"), robust),
                 f"{one.values(arm, 'loss').mean():.3f}", f"{one.values(arm, 'features').mean():.3f}",
                 f"{one.values(arm, 'clean', 'best').mean():.3f}", f"{one.values(arm, 'robust', 'best').mean():.3f}",
-                f"{flags} of {len(robust)}",
+                f"{flags} of {len(robust)}", _diverged(one, arm),
             )
         )  # fmt: skip
     columns = (
-        "arm", "trained", "attacks", "clean, last", "robust, last", "CLAT minus this", "under attacks on the loss",
-        "on the features", "clean, best", "robust, best", "flagged",
+        "arm", "trained", "attacks", "lr", "clean, last", "robust, last", "CLAT minus this",
+        "under attacks on the loss", "on the features", "clean, best", "robust, best", "flagged", "diverged",
     )  # fmt: skip
     plan = one.hardening.plan
     notes = (
         f"eps {plan.eps:.3g}, {plan.steps} steps in training, {plan.test_steps} in testing; {plan.start_epochs} epochs "
         f"of everything, then {plan.epochs} of each arm. ± 95 % over seeds. *Flagged*: seeds in which a check suggests "
         "that the attack failed rather than the network held. RiFT trains clean, at a tenth of the "
-        "rate, and has one state, chosen on calibration images. *Attacks*: of a training step.",
+        "rate, and has one state, chosen on calibration images. *Attacks*: of a training step. *lr*: of those offered "
+        f"({', '.join(f'{rate * plan.learning_rate:g}' for rate in plan.rates)}) the one that left calibration images "
+        "most robust after the last epoch, mean of "
+        f"{min(plan.chosen_by, one.hardening.seeds)} seeds. *Diverged*: seeds whose training broke off; no "
+        "image counts as right.",
     )
     return Table(f"{one.hardening.task.name}: what training few layers adds", columns, tuple(rows), notes)
+
+
+def _rate(one: Results, arm: str) -> str:
+    return f"{one.rates[arm] * one.hardening.plan.learning_rate:g}" if arm in one.rates else ""
+
+
+def _diverged(one: Results, arm: str) -> str:
+    count = sum("diverged" in each for each in one.arms[arm])
+    return f"{count} of {len(one.arms[arm])}" if count else ""
 
 
 def _attacks(arm: str) -> str:
@@ -113,6 +128,7 @@ def plain(found: Sequence[Results]) -> dict[str, Any]:
         one.hardening.task.name: {
             "task": one.hardening.task.fields(),
             "plan": vars(one.hardening.plan),
+            "rates": dict(one.rates),
             "arms": {name: list(each) for name, each in one.arms.items()},
         }
         for one in found

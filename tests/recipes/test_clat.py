@@ -1,19 +1,20 @@
 """The hardening study in miniature: every arm from one start, few layers trained, tables on planted figures."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from keylayers.errors import UnknownName
+from keylayers.errors import Diverged, UnknownName
 from keylayers.layers.naming import named_layers
 from keylayers.measures.attacks import FeatureAttack, Pgd
 from keylayers.measures.robustness import Outcomes
 from keylayers.recipes import clat_cells
 from keylayers.recipes.clat import ARMS, RIFT, START, Hardening, Results, Scale, digits, real, reproduce, scale_of
 from keylayers.recipes.clat_cells import ALL, EVERY, RANDOM, Plan
-from keylayers.recipes.clat_tables import claims, introduction, plain, tables
+from keylayers.recipes.clat_tables import arms_table, claims, introduction, plain, tables
 from keylayers.recipes.image_tasks import ImageTask
 from keylayers.runs import open_run
 from keylayers.studies.pages import page
@@ -48,6 +49,41 @@ def test_every_arm_trains_what_it_says(found):
             assert len(each["watched"]) == PLAN.epochs and each["best_epoch"] == int(np.argmax(each["watched"]))
     drawn = {tuple(names) for each in one.arms["random layers"] for _, names in each["selections"]}
     assert len(drawn) > 1 and ARMS["random layers"].choose == RANDOM
+
+
+def test_every_arm_takes_the_rate_that_calibration_images_prefer(found):
+    """With two seeds and `chosen_by` two, all that was tried lies in the run folder."""
+    one, folder = found
+    tried = {}
+    for file in (folder / "parts").glob("hardened-*.json"):
+        held = json.loads(file.read_text())["value"]
+        fields = held["fields"]
+        key = (json.dumps(fields["arm"], sort_keys=True), fields["rate"])
+        tried.setdefault(key, []).append(held["result"]["watched"][-1])
+    assert one.rates["everything, a tenth of the rate"] == 0.1
+    for name, arm in ARMS.items():
+        means = {
+            rate: sum(tried[json.dumps(clat_cells.fields_of(arm), sort_keys=True), rate])
+            for rate in arm.rates or PLAN.rates
+        }
+        assert means[one.rates[name]] == max(means.values())
+
+
+def test_an_arm_that_diverges_gets_no_image_right_and_the_page_counts_it(found, monkeypatch):
+    one, folder = found
+
+    def broken(*given, **options):
+        raise Diverged("the loss is nan in step 3")
+
+    monkeypatch.setattr(clat_cells, "harden", broken)
+    made = clat_cells.hardened(
+        folder, task=one.hardening.task.fields(), plan=clat_cells.fields_of(PLAN), seed=0, rate=1.0,
+        file=one.arms[START][0]["last"]["file"], arm=clat_cells.fields_of(ARMS["every convolution"]),
+    )  # fmt: skip
+    assert made["diverged"] == "the loss is nan in step 3" and made["watched"] == [0.0] and made["trained"] > 0
+    arms = {**one.arms, "every convolution": (made, one.arms["every convolution"][1])}
+    (row,) = [row for row in arms_table(replace(one, arms=arms)).rows if row[0] == "every convolution"]
+    assert row[-1] == "1 of 2"
 
 
 def test_the_worst_case_counts_an_image_that_any_attack_turns(found, monkeypatch):
