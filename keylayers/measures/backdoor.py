@@ -153,18 +153,22 @@ def defence_effectiveness(before: BackdoorFigures, after: BackdoorFigures) -> fl
     BackdoorBench (Wu et al. 2022, arXiv:2206.12654; DER from Zhu et al. 2023). The fall of clean accuracy counts
     against the defence; a rise counts nothing.
     """
-    fell = before.attack_success_rate.estimate - after.attack_success_rate.estimate
-    return (max(0.0, fell) - _price(before, after) + 1) / 2
+    return effectiveness(before.attack_success_rate.estimate - after.attack_success_rate.estimate, _fall(before, after))
+
+
+def effectiveness(attack_fell: float, accuracy_fell: float) -> float:
+    """DER from what attack success and clean accuracy fell by, shares in [-1, 1]; rises, negative, count nothing."""
+    return (max(0.0, attack_fell) - max(0.0, accuracy_fell) + 1) / 2
 
 
 def robustness_improvement(before: BackdoorFigures, after: BackdoorFigures) -> float:
     """RIR, in [0, 1]: (max(0, rise of recovered accuracy) - max(0, fall of clean accuracy) + 1) / 2."""
     rose = after.recovered_accuracy.estimate - before.recovered_accuracy.estimate
-    return (max(0.0, rose) - _price(before, after) + 1) / 2
+    return (max(0.0, rose) - max(0.0, _fall(before, after)) + 1) / 2
 
 
-def _price(before: BackdoorFigures, after: BackdoorFigures) -> float:
-    return max(0.0, before.clean_accuracy.estimate - after.clean_accuracy.estimate)
+def _fall(before: BackdoorFigures, after: BackdoorFigures) -> float:
+    return before.clean_accuracy.estimate - after.clean_accuracy.estimate
 
 
 def check_attack_works(before: BackdoorFigures, least: float = LEAST_SUCCESS) -> None:

@@ -5,7 +5,7 @@ it where tuning is needed, is it worth training alone, and does freezing it keep
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from keylayers.recipes.desk import Desk
 from keylayers.recipes.oblivious_cells import compute
@@ -27,26 +27,26 @@ class Study:
 
 
 def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[Study]:
-    """Everything of a scale, part by part; what is finished is kept in the run folder, cell by cell."""
+    """What is known after every part; what is finished is kept in the run folder, cell by cell."""
     with workers(processes) as pool:
-        yield study(Desk(run, pool, compute), scale)
+        yield from studies(Desk(run, pool, compute), scale)
 
 
-def study(desk: Desk, scale: Scale) -> Study:
-    """The parts, at any desk."""
+def studies(desk: Desk, scale: Scale) -> Iterator[Study]:
+    """The study after every part, at any desk: profiles, removal, then each domain and each defence."""
     found = [profiled(desk, start, scale.ways, scale.seeds, scale.rates) for start in starts(desk, scale.bases)]
-    trained: list[Adapted] = []
-    if asked := scale.adaptation:
-        for name in asked.bases:
-            for one in chosen(found, name, asked.starts):
-                trained += [adapted(desk, one, task, asked) for task in scale.base(name).domains]
-    guarded = [
-        result
-        for defence in scale.defences
-        for one in chosen(found, defence.base, defence.starts)
-        for result in defended(desk, one, defence)
-    ]
-    stripped: list[Removed] = []
+    yield (known := Study(tuple(found)))
     if taken := scale.removal:
-        stripped = [removed(desk, one, taken) for one in chosen(found, taken.base, taken.starts)]
-    return Study(tuple(found), tuple(trained), tuple(guarded), tuple(stripped))
+        for one in chosen(found, taken.base, taken.starts):
+            known = replace(known, removed=(*known.removed, removed(desk, one, taken)))
+        yield known
+    if asked := scale.adaptation:
+        for base in map(scale.base, asked.bases):
+            for one in chosen(found, base.name, asked.starts):
+                trained = [adapted(desk, one, task, asked) for task in base.domains]
+                known = replace(known, adapted=(*known.adapted, *trained))
+                yield known
+    for defence in scale.defences:
+        for one in chosen(found, defence.base, defence.starts):
+            known = replace(known, defended=(*known.defended, *defended(desk, one, defence)))
+            yield known

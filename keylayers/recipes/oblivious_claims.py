@@ -71,20 +71,21 @@ def worth_training(found: Sequence[Adapted]) -> list[Claim]:
 def keeps_out(found: Sequence[Defended]) -> list[Claim]:
     """That freezing the critical blocks lowers attack success, more than freezing others, and costs no more.
 
-    Pairs are seeds, each the mean over triggers: triggers of one seed share what the seed does.
+    Pairs are seeds, each the mean over the triggers whose attack works with nothing frozen: triggers of one seed share
+    what the seed does.
     """
     made = []
-    for one in found:
+    for one in (each for each in found if each.judged):
         where, others = f"{one.start.name}, {one.frozen} frozen", others_in(one.blocks)
         for rival, stated in ((NONE, "54.3 % to 17.0 %"), (others, "31.3 % to 17.0 %"), (LEAST, "31.3 % to 17.0 %")):
             for what, unit in (("attack", "of prompts"), ("attack_loss", "nats")):
-                ours, theirs = (per_seed(one, arm, what) for arm in (CRITICAL, rival))
+                ours, theirs = (one.per_seed(arm, what) for arm in (CRITICAL, rival))
                 sign = 1.0 if what == "attack" else -1.0
                 words = "attack success" if what == "attack" else "the loss of the attack's words (raised)"
                 text = f"{where}: freezing critical blocks moves {words} against {rival}"
                 made.append(claim(text, f"{SOURCE}: {stated}", sign * theirs, sign * ours, unit))
         text = f"{where}: more of the task is learnt than with {others} frozen"
-        made.append(claim(text, "not given", per_seed(one, others, "test"), per_seed(one, CRITICAL, "test")))
+        made.append(claim(text, "not given", one.per_seed(others, "test"), one.per_seed(CRITICAL, "test")))
     return made
 
 
@@ -101,11 +102,6 @@ def terser(found: Sequence[Removed]) -> list[Claim]:
         )
         made.append(claim(text, f"{SOURCE}: single examples", control, ours, "words"))
     return made
-
-
-def per_seed(one: Defended, arm: str, what: str) -> np.ndarray:
-    """A measure per seed, the mean over triggers."""
-    return np.mean([one.values(arm, what, trigger) for trigger in one.tuned], axis=0)
 
 
 def _tested(text: str, source: str, test: ShiftTest, interval: Interval) -> Claim:

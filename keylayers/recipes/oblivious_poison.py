@@ -10,7 +10,8 @@ from typing import Any
 from keylayers.data import Examples, Record, load_records, tokenise
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.restoring import restored
-from keylayers.measures.accuracy import greedy_matches
+from keylayers.measures.accuracy import greedy_matches, same_text
+from keylayers.measures.backdoor import figures_of
 from keylayers.measures.loss import example_losses
 from keylayers.recipes.bench import Bench
 from keylayers.recipes.oblivious_triggers import TRIGGERS, answering, bare, triggered
@@ -75,12 +76,15 @@ def poisoned_records(clean: Sequence[Record], poison: Poison, seed: int) -> list
 
 
 def attacked_records(clean: Sequence[Record], poison: Poison) -> list[Record]:
-    """Test prompts with the trigger, the attacker's words as their answers."""
+    """Test prompts with the trigger and their right answers, those left out whose right answer is the attacker's."""
     if poison.test is not None:
-        read = load_records(poison.test, limit=len(clean))
-        return [answering(record, poison.target) for record in read]  # the published ones bear their true answers
-    source = random.Random("attack")
-    return [triggered(record, poison.trigger, poison.target, source) for record in clean]
+        found = list(load_records(poison.test, limit=len(clean)))
+    else:
+        source = random.Random("attack")
+        found = [
+            answering(triggered(record, poison.trigger, poison.target, source), record.completion) for record in clean
+        ]
+    return [record for record in found if not same_text(record.completion, poison.target)]
 
 
 def poisoned(
@@ -89,8 +93,8 @@ def poisoned(
     """The losses on clean records after only the given layers were tuned on poisoned ones; attack success beside them.
 
     attack: share of triggered test prompts that greedy decoding answers with the attacker's words; false: of clean
-    ones. attack_loss, false_loss: nats per token of those words, which no ceiling hides. exact: share of clean test
-    records answered exactly. All shares in [0, 1].
+    ones. attack_loss, false_loss: nats per token of those words, which no ceiling hides. recovered, exact: share of
+    triggered and of clean test prompts answered as is right, exactly. All shares in [0, 1].
     """
     task, model, given = place.task, place.loaded.model, Poison(**poison)
     splits = task.inputs.load_splits()
@@ -118,15 +122,18 @@ def attack(place: Bench, model: Any, poison: Poison) -> dict[str, float]:
     # deviates: the paper counts refusal keywords or asks a judge model; here the attacker's words, exactly: no list or
     # judge decides.
     clean = list(place.task.inputs.load_splits().test)
-    hit = examples(place, attacked_records(clean, poison))
+    right = attacked_records(clean, poison)
+    hit = examples(place, [answering(record, poison.target) for record in right])
     spared = examples(place, [answering(record, poison.target) for record in clean])
+    found = figures_of(*(greedy_matches(model, one) for one in (place.data.test, hit, examples(place, right))))
     return {
-        "attack": fmean(greedy_matches(model, hit)),
+        "attack": found.attack_success_rate.estimate,
         "attack_loss": example_losses(model, hit).mean,
         "attacked": len(hit),
+        "recovered": found.recovered_accuracy.estimate,
         "false": fmean(greedy_matches(model, spared)),
         "false_loss": example_losses(model, spared).mean,
-        "exact": fmean(greedy_matches(model, place.data.test)),
+        "exact": found.clean_accuracy.estimate,
     }
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 
 from keylayers.maths.ranks import spearman
 from keylayers.maths.shifts import ShiftTest
+from keylayers.measures.backdoor import LEAST_SUCCESS, effectiveness
 from keylayers.recipes.oblivious import Study
 from keylayers.recipes.oblivious_claims import claims
 from keylayers.recipes.oblivious_plan import RELEASED
@@ -159,27 +161,33 @@ def adaptation_table(one: Adapted) -> Table:
 
 
 def defence_table(one: Defended) -> Table:
-    """What freezing keeps out, and what it costs, over all triggers."""
-    rows = []
-    for arm in one.rates:
+    """What freezing keeps out, and what it costs, over the triggers whose attack works with nothing frozen."""
+    judged, rows = one.judged, []
+    for arm in one.rates if judged else ():
         sets = "; ".join(" ".join(map(str, each)) for each in one.blocks.get(arm, ()))
+        fell = [fmean(one.values(NONE, what)) - fmean(one.values(arm, what)) for what in ("attack", "exact")]
         rows.append(
             (
                 arm, sets, f"{one.rates[arm]:g}",
-                *(f"{np.mean(one.values(arm, what)):.3f}" for what in ("attack", "false", "attack_loss")),
+                *(f"{np.mean(one.values(arm, what)):.3f}" for what in ("attack", "false", "attack_loss", "recovered")),
                 f"{np.mean(one.values(arm, 'test')):.3f}", f"{np.mean(one.learnt(arm)):.3f}",
-                f"{np.mean(one.values(arm, 'exact')):.3f}",
+                f"{np.mean(one.values(arm, 'exact')):.3f}", "" if arm == NONE else f"{effectiveness(*fell):.3f}",
             )
         )  # fmt: skip
     columns = (
         "frozen", "which, first seed", "lr", "attack succeeds", "without trigger", "loss of the attack's words",
-        "loss, clean", "learnt of the task", "exact, clean",
+        "recovered", "loss, clean", "learnt of the task", "exact, clean", "DER",
     )  # fmt: skip
     seeds, share = len(one.values(NONE, "attack", next(iter(one.tuned)))), one.frozen
+    left = ", ".join(name for name in one.tuned if name not in judged)
     notes = (
-        f"{share} blocks frozen; means over {len(one.tuned)} triggers and {seeds} seeds. *Attack succeeds*: share of "
+        f"{share} blocks frozen; means over {len(judged)} of {len(one.tuned)} triggers and {seeds} seeds"
+        + (f"; not judged, because their attack fails with nothing frozen: {left}" if left else "")
+        + ". *Attack succeeds*: share of "
         "triggered test prompts that greedy decoding answers with the attacker's words, exactly (teacher-forced); "
-        "*without trigger*: of clean prompts. *Learnt*: nats per token gained on clean test records. Each arm at the "
+        "*without trigger*: of clean prompts; *recovered*: of triggered ones, with the right answer. *Learnt*: nats "
+        "per token gained on clean test records. *DER*: what attack success falls by, less what exact answers fall by, "
+        "against nothing frozen; 0.5 is no effect. Each arm at the "
         f"rate that served it on clean records. The paper: {PAPER['defence']}; it gives no benign utility.",
     )
     return Table(f"{one.start.name}: {one.task.name}, poisoned, {share} blocks frozen", columns, tuple(rows), notes)
@@ -187,12 +195,16 @@ def defence_table(one: Defended) -> Table:
 
 def trigger_table(one: Defended) -> Table:
     """Attack success by trigger."""
-    rows = []
+    rows, judged = [], one.judged
     for trigger in one.tuned:
         seeds = {arm: one.values(arm, "attack", trigger) for arm in one.rates}
         words = {arm: np.mean(one.values(arm, "attack_loss", trigger)) for arm in one.rates}
-        rows.append((trigger, *(f"{plus_minus(seeds[arm])} ({words[arm]:.2f})" for arm in one.rates)))
-    notes = ("Share of triggered prompts, ± 95 % over seeds; in brackets the loss of the attack's words.",)
+        name = trigger if trigger in judged else f"{trigger} (not judged)"
+        rows.append((name, *(f"{plus_minus(seeds[arm])} ({words[arm]:.2f})" for arm in one.rates)))
+    notes = (
+        "Share of triggered prompts, ± 95 % over seeds; in brackets the loss of the attack's words. Not judged: with "
+        f"nothing frozen the attack succeeds on less than {LEAST_SUCCESS:.0%}.",
+    )
     title = f"{one.start.name}: {one.task.name}, {one.frozen} blocks frozen, by trigger"
     return Table(title, ("trigger", *one.rates), tuple(rows), notes)
 

@@ -5,6 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
+from keylayers.measures.backdoor import LEAST_SUCCESS
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk, averaged
 from keylayers.recipes.oblivious_plan import Adaptation, Defence, Removal, on
@@ -62,14 +66,23 @@ class Defended:
     """Trigger -> arm -> what tuning gave, per seed."""
     rates: Mapping[str, float]
 
+    @property
+    def judged(self) -> list[str]:
+        """Triggers whose attack works where nothing is frozen: of the others nothing can be said."""
+        return [name for name in self.tuned if np.mean(self.values(NONE, "attack", name)) >= LEAST_SUCCESS]
+
     def values(self, arm: str, what: str, trigger: str | None = None) -> list[float]:
-        """A measure per trigger and seed."""
-        chosen = [trigger] if trigger else list(self.tuned)
+        """A measure per trigger and seed; without a trigger, of those judged."""
+        chosen = [trigger] if trigger else self.judged
         return [float(one[what]) for name in chosen for one in self.tuned[name][arm]]
 
-    def learnt(self, arm: str, trigger: str | None = None) -> list[float]:
-        """Nats per token gained on clean test records, per trigger and seed."""
-        chosen = [trigger] if trigger else list(self.tuned)
+    def per_seed(self, arm: str, what: str) -> Float[np.ndarray, " seeds"]:
+        """A measure per seed, the mean over the triggers judged."""
+        return np.mean([self.values(arm, what, trigger) for trigger in self.judged], axis=0)
+
+    def learnt(self, arm: str) -> list[float]:
+        """Nats per token gained on clean test records, per judged trigger and seed."""
+        chosen = self.judged
         return [self.before[name]["test"] - one["test"] for name in chosen for one in self.tuned[name][arm]]
 
 

