@@ -24,7 +24,8 @@ def run_league(options: Mapping[str, Any]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_libraries()
     from keylayers.recipes.league import play
-    from keylayers.recipes.league_tables import introduction, plain, tables
+    from keylayers.recipes.league_tables import introduction, picture_of, plain, tables
+    from keylayers.report.standings import draw_standings
     from keylayers.runs import open_run, write_json, write_text
     from keylayers.studies.pages import page
 
@@ -37,9 +38,10 @@ def run_league(options: Mapping[str, Any]) -> None:
             write_json(folder / FIGURES, json.loads(placeless(json.dumps({"games": plain(played)}))))
             text = placeless(page("The league of criteria", introduction(played), tables(played)))
             write_text(folder / PAGE, text)
+            draw_standings(picture_of(played), folder)
             say(f"so far in {folder / PAGE}")
     say(text)
-    say(f"stored in {folder / PAGE}; every figure behind it in {folder / FIGURES}")
+    say(f"stored in {folder / PAGE}, drawn in {folder / 'league.png'}; every figure behind it in {folder / FIGURES}")
 
 
 def shares(text: str) -> tuple[float, ...]:

@@ -7,8 +7,11 @@ import numpy as np
 from jaxtyping import Float
 
 from keylayers.maths.ranks import average_ranks
+from keylayers.measures.intervals import t_interval
 from keylayers.recipes.league import Played
+from keylayers.recipes.league_plan import THIN, TURNS
 from keylayers.recipes.retraining import ALL, RANDOM
+from keylayers.report.standings import Standing
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
 
 
@@ -74,6 +77,17 @@ def standings(played: Sequence[Played]) -> Table:
         *(f"Left out, {name}: {reason}" for name, reason in unable(played).items()),
     )
     return Table("Standings", columns, tuple(rows), notes)
+
+
+def picture_of(played: Sequence[Played]) -> list[Standing]:
+    """The same as a picture takes it, the best mean rank first."""
+    names, found = arms_of(played), []
+    for place in np.argsort(ranks(played).mean((0, 1))):
+        name = names[place]
+        cost = [_cost(one, name) for one in played if name in one.seconds]
+        control = name in (RANDOM, TURNS, THIN)
+        found.append(Standing(name, t_interval(gain(played, name)), float(np.mean(cost)) if cost else None, control))
+    return found
 
 
 def gain(played: Sequence[Played], name: str) -> Float[np.ndarray, " seeds"]:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from keylayers.report.plots import FRAME, MARK, _figure, _save
+from keylayers.report.canvas import FRAME, MARK, picture, saved
 from keylayers.studies.share import GainCurve
 
 
@@ -10,7 +10,7 @@ def draw_gain(curve: GainCurve, chosen: int | None, within: float, folder: Path)
     """Draws `gain.svg` and `gain.png` into the folder. Raises BadInput if it cannot be written."""
     sizes = [point.k for point in curve.points]
     drawn = [point for point in curve.points if point.random]
-    with _figure() as figure:
+    with picture() as figure:
         figure.set_size_inches(5.6, 3.2)
         axes = figure.subplots()
         lows, highs = [point.low for point in curve.points], [point.high for point in curve.points]
@@ -26,4 +26,4 @@ def draw_gain(curve: GainCurve, chosen: int | None, within: float, folder: Path)
         axes.set_ylabel("share of the gain kept")
         axes.set_title(f"Gain curve on {curve.examples} calibration records; dashed: what is asked")
         axes.legend(frameon=False, loc="lower right")
-        return tuple(_save(figure, folder / f"gain{suffix}") for suffix in (".svg", ".png"))
+        return tuple(saved(figure, folder / f"gain{suffix}") for suffix in (".svg", ".png"))

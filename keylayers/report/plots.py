@@ -1,14 +1,13 @@
 """A report's plots as files, SVG and PNG, for papers and slides; the page draws its own."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keylayers.errors import BadInput
 from keylayers.report.arms import Curve, Tuning
+from keylayers.report.canvas import FRAME, MARK, picture, saved
 from keylayers.report.choice import Choice
 from keylayers.report.collect import STAGE_ONE, Collected, Ranking
 from keylayers.report.shapes import SHADES, heat, thinned
@@ -20,18 +19,6 @@ MOST_LAYERS = 40
 MOST_NUMBERED = 400
 """Cells of a heatmap that are numbered; smaller ones could not be read."""
 DASHES = ("-", "--", ":", "-.")
-MARK, FRAME = "#00458f", "#d0401c"
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "keylayers",  # the same run gives the same bytes
-    "text.parse_math": False,  # a name with $ in it is a name
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "savefig.dpi": 160,
-}
 
 
 def draw(collected: Collected, choice: Choice | None, folder: Path) -> tuple[Path, ...]:
@@ -55,37 +42,13 @@ def draw(collected: Collected, choice: Choice | None, folder: Path) -> tuple[Pat
         wanted["learning"] = lambda figure: _learning(figure, groups)
     written = []
     for name, paint in wanted.items():
-        with _figure() as figure:
+        with picture() as figure:
             paint(figure)
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # once is enough for both files
             for suffix in (".svg", ".png"):
-                written.append(_save(figure, folder / (name + suffix)))
+                written.append(saved(figure, folder / (name + suffix)))
     return tuple(written)
-
-
-@contextmanager
-def _figure() -> Iterator[Any]:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    with matplotlib.rc_context(STYLE):
-        figure = pyplot.figure(layout="constrained")
-        try:
-            yield figure
-        finally:
-            pyplot.close(figure)
-
-
-def _save(figure: Any, path: Path) -> Path:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    except OSError as error:
-        raise BadInput(f"cannot write the picture {path}: {error.strerror}") from error
-    return path
 
 
 def _heatmap(figure: Any, ranking: Ranking, chosen: frozenset[str]) -> None:

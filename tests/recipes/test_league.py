@@ -9,6 +9,7 @@ from keylayers.recipes.ila_plan import bundled_task
 from keylayers.recipes.league import games
 from keylayers.recipes.league_plan import ENTRANTS, THIN, TURNS, League, entrants_of
 from keylayers.recipes.retraining import ALL, RANDOM, Rates
+from keylayers.report.standings import draw_standings
 from keylayers.runs import open_run
 from keylayers.studies.arms import Budget
 from tests.recipes.planted import PlantedDesk
@@ -88,3 +89,14 @@ def test_every_criterion_has_its_entrants():
     assert entrants_of("depth_only") == ("last layers", "first layers")
     with pytest.raises(UnknownName, match="did you mean 'fisher'"):
         entrants_of("fischer")
+
+
+def test_the_picture_has_every_arm_in_the_order_of_the_table(played, tmp_path):
+    shown = league_tables.picture_of(played)
+    assert [one.name for one in shown] == [row[0] for row in league_tables.standings(played).rows]
+    assert {one.name for one in shown if one.control} == {RANDOM, TURNS, THIN}
+    assert {one.name for one in shown if one.cost is None} == {RANDOM, TURNS, THIN}
+    files = draw_standings(shown, tmp_path)
+    drawn = files[0].read_text()
+    assert [file.name for file in files] == ["league.svg", "league.png"] and all(one.name in drawn for one in shown)
+    assert drawn == draw_standings(shown, tmp_path / "again")[0].read_text()
