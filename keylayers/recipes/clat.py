@@ -92,17 +92,28 @@ def digits(seeds: int = 5, epochs: int = 10) -> Hardening:
 
 
 def real() -> tuple[Hardening, ...]:
-    """CIFAR-10 from a published ResNet-20, where $KEYLAYERS_MODELS and $KEYLAYERS_DATA are set."""
+    """MNIST, and CIFAR-10 from a published ResNet-20, where $KEYLAYERS_MODELS and $KEYLAYERS_DATA are set.
+
+    Sized for two cores and an hour: hundreds of images and few epochs, far from where robust training overfits.
+    """
     models, data = (os.environ.get(name) for name in ("KEYLAYERS_MODELS", "KEYLAYERS_DATA"))
     if not models or not data:
         return ()
-    task = ImageTask(
+    mnist = ImageTask(
+        "MNIST", f"{data}/vision/mnist_full.npz",
+        sizes={"train": 600, "reference": 10, "calibration": 100, "test": 200},
+        training=ImageTraining(batch_size=100),
+    )  # fmt: skip
+    cifar = ImageTask(
         "CIFAR-10", f"{data}/vision/cifar10_subset_10k_2k.npz", "keylayers.models.cifar:resnet20",
-        {"train": 1000, "reference": 1, "calibration": 150, "test": 300},
+        {"train": 600, "reference": 10, "calibration": 100, "test": 200},
         ImageTraining(batch_size=100),
         f"{models}/resnet_cifar10/resnet20.safetensors", held_from_test=True,
     )  # fmt: skip
-    return (Hardening(task, Plan(8 / 255, 5, 4, 3, 1, 0.05, 0.02, test_steps=10), 3),)
+    return (
+        Hardening(mnist, Plan(0.15, 5, 8, 3, 1, 0.05, 0.05, chosen_by=1), 3),
+        Hardening(cifar, Plan(8 / 255, 4, 4, 2, 1, 0.05, 0.02, chosen_by=1, test_steps=10), 3),
+    )
 
 
 def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[tuple[Results, ...]]:

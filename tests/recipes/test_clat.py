@@ -140,7 +140,7 @@ def test_a_published_network_is_tested_on_images_it_never_saw(tmp_path, monkeypa
     cifar_like(tmp_path)
     monkeypatch.setenv("KEYLAYERS_MODELS", "models")
     monkeypatch.setenv("KEYLAYERS_DATA", str(tmp_path))
-    (cifar,) = real()
+    _, cifar = real()
     parts = ImageTask.of(cifar.task.fields()).parts(0)
     assert cifar.task.weights is not None and (parts.train.index < 10_000).all()
     assert all((part.index >= 10_000).all() for part in (parts.reference, parts.calibration, parts.test))
