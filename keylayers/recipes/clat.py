@@ -106,13 +106,15 @@ def real() -> tuple[Hardening, ...]:
     )  # fmt: skip
     cifar = ImageTask(
         "CIFAR-10", f"{data}/vision/cifar10_subset_10k_2k.npz", "keylayers.models.cifar:resnet20",
-        {"train": 600, "reference": 10, "calibration": 100, "test": 200},
+        {"train": 1000, "reference": 10, "calibration": 100, "test": 200},
         ImageTraining(batch_size=100),
         f"{models}/resnet_cifar10/resnet20.safetensors", held_from_test=True,
     )  # fmt: skip
+    # deviates: the paper's eps on CIFAR-10 is 8/255; here 4/255, because after so little training on so few images nothing
+    # is right under attacks of 8/255, and then no arm differs from another.
     return (
         Hardening(mnist, Plan(0.15, 5, 8, 3, 1, 0.05, 0.05, chosen_by=1), 3),
-        Hardening(cifar, Plan(8 / 255, 4, 4, 2, 1, 0.05, 0.02, chosen_by=1, test_steps=10), 3),
+        Hardening(cifar, Plan(4 / 255, 4, 12, 2, 1, 0.05, 0.02, chosen_by=1, test_steps=10), 3),
     )
 
 
