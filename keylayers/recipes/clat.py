@@ -110,8 +110,8 @@ def real() -> tuple[Hardening, ...]:
         ImageTraining(batch_size=100),
         f"{models}/resnet_cifar10/resnet20.safetensors", held_from_test=True,
     )  # fmt: skip
-    # deviates: the paper's eps on CIFAR-10 is 8/255; here 4/255, because after so little training on so few images nothing
-    # is right under attacks of 8/255, and then no arm differs from another.
+    # deviates: the paper's eps on CIFAR-10 is 8/255; here 4/255, because after so little training on so few images
+    # nothing is right under attacks of 8/255, and then no arm differs from another.
     return (
         Hardening(mnist, Plan(0.15, 5, 8, 3, 1, 0.05, 0.05, chosen_by=1), 3),
         Hardening(cifar, Plan(4 / 255, 4, 12, 2, 1, 0.05, 0.02, chosen_by=1, test_steps=10), 3),
