@@ -1,0 +1,101 @@
+"""Commands that measure: a first look, a model before it is trusted, a run's page, papers, the league of criteria."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from keylayers.cli import options as o
+from keylayers.cli.reproduce import PAPERS
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder.")] = Path("runs/demo"),
+    seeds: Annotated[int, typer.Option(help="Training seeds per arm.")] = 3,
+    fresh: o.Fresh = False,
+) -> None:
+    """The whole story on the bundled model, in minutes: score three styles, compare, tune, measure."""
+    from keylayers.cli.demo import run_demo
+
+    run_demo(out, seeds, fresh)
+
+
+def doctor(
+    model: Annotated[str, typer.Argument(help="Hub id, folder, bundled:llama, or package.module:factory.")],
+    weights: o.Weights = None,
+    data: Annotated[str | None, typer.Option(help="Data for the inputs; without it they are random.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Score file, for the costs of what it would select.")] = None,
+    select: Annotated[
+        str | None, typer.Option(help="Policy whose costs are forecast; default: top:30% of the scores, or random.")
+    ] = None,
+    seq: Annotated[int, typer.Option(help="Tokens of a sequence, for the costs.")] = 128,
+    batch: Annotated[int, typer.Option(help="Sequences per batch, for the costs.")] = 4,
+    records: Annotated[int, typer.Option(help="Calibration records, for the costs of scoring.")] = 256,
+    rank: o.Rank = 8,
+    sample: Annotated[int, typer.Option(help="Most layers that a costly gate looks at.")] = 12,
+    out: Annotated[Path | None, typer.Option(help="FILE.json for all that was found.")] = None,
+    config: o.Config = None,
+    dtype: o.Dtype = "auto",
+    allow_pickle: o.AllowPickle = False,
+    trust_remote_code: o.TrustRemoteCode = False,
+) -> None:
+    """Examine a model before trusting it: correctness gates, what each command can do, time and memory.
+
+    Exit status 1 if a gate fails.
+    """
+    from keylayers.cli.doctor import run_doctor
+
+    raise typer.Exit(run_doctor(o.given(locals())))
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder, or a folder of runs such as the demo's.")],
+    out: Annotated[Path | None, typer.Option(help="Page to write; default: RUN/report.html.")] = None,
+) -> None:
+    """One HTML page of a run, to open from disk: the answer, heatmap, ranking, curves, costs, settings."""
+    from keylayers.cli.report import run_report
+
+    run_report(run, out)
+
+
+def reproduce(
+    paper: Annotated[str, typer.Argument(help=f"{', '.join(PAPERS)}.")],
+    scale: Annotated[str, typer.Option(help="smoke (minutes), small (hours) or full.")] = "smoke",
+    out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
+    processes: Annotated[int, typer.Option(help="Computations side by side.")] = 2,
+    fresh: o.Fresh = False,
+    config: o.Config = None,
+) -> None:
+    """A paper's experiment with controls, beside its published figures."""
+    from keylayers.cli.reproduce import run_reproduce
+
+    run_reproduce(paper, scale, out, processes, fresh)
+
+
+def league(
+    model: o.Model = "bundled:llama",
+    data: Annotated[
+        list[str] | None, typer.Option(help="As for score; repeat for several. Default: bundled:pirate.")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="Shares of what LoRA adds to all layers.")] = "10%,30%",
+    criterion: Annotated[
+        list[str] | None, typer.Option(help="Only entrants of this criterion; repeat for several.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="Procedures per entrant, 2 or more.")] = 3,
+    lr: Annotated[list[float] | None, typer.Option(help="Learning rates to choose from; default 1e-2, 3e-2.")] = None,
+    steps: Annotated[int, typer.Option(help="Of every training.")] = 60,
+    batch_size: o.BatchSize = 8,
+    rank: o.Rank = 8,
+    records: o.Records = 1024,
+    held_out: Annotated[int, typer.Option(help="Most calibration and most test records.")] = 96,
+    max_length: o.MaxLength = 192,
+    control: Annotated[str | None, typer.Option(help="Data whose loss tells what is forgotten.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/league.")] = None,
+    processes: Annotated[int, typer.Option(help="Computations side by side.")] = 2,
+    fresh: o.Fresh = False,
+    config: o.Config = None,
+) -> None:
+    """Every criterion, the same question, the same budget: which picks the best layers, and at what cost?"""
+    from keylayers.cli.league import run_league
+
+    run_league(o.given(locals()))
