@@ -1,14 +1,14 @@
 """Nepal et al. 2025 put to the test: are the layers for mathematics made in pre-training, and kept by post-training?"""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from keylayers.measures import PairedDifference, paired_difference
 from keylayers.recipes.lab import Lab
 from keylayers.recipes.math_layers_cells import DISTILLED, compute, tuning_fields
-from keylayers.recipes.math_layers_plan import Scale
+from keylayers.recipes.math_layers_plan import LEAST_SEEDS, Scale
 from keylayers.runs import RunFolder
 from keylayers.studies.cells import workers
 
@@ -53,14 +53,15 @@ def differs(variant: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[Study]:
-    """Everything of a scale; what is finished is kept in the run folder, cell by cell."""
+    """What is known after every seed from the third on; what is finished is kept in the run folder, cell by cell."""
     with workers(processes) as pool:
-        yield study(Lab(run, compute, pool), scale)
+        for seeds in range(LEAST_SEEDS, scale.seeds + 1):
+            yield study(Lab(run, compute, pool), scale, seeds)
 
 
-def study(lab: Lab, scale: Scale) -> Study:
-    """The teacher, then the variants, then what every block of every model is worth."""
-    trained, seeds = tuning_fields(scale.tuning), range(scale.seeds)
+def study(lab: Lab, scale: Scale, seeds: int | None = None) -> Study:
+    """The teacher, then the variants, then what every block of every model is worth; of the first so many seeds."""
+    trained, drawn = tuning_fields(scale.tuning), range(scale.seeds if seeds is None else seeds)
     teacher, by = None, None
     if DISTILLED in scale.kinds:
         teacher = lab.ask("teacher", [{"model": scale.teacher, "tuning": trained}])[0]
@@ -71,16 +72,16 @@ def study(lab: Lab, scale: Scale) -> Study:
             "kind": kind, "model": base, "seed": seed, "tuning": trained,
             "taught_by": by if kind == DISTILLED else None,
         }
-        for seed in seeds
+        for seed in drawn
         for base, kind in models
     ]  # fmt: skip
     found = iter(lab.ask("variant", asked))
     made: dict[Model, list[dict[str, Any]]] = {model: [] for model in models}
-    for _ in seeds:
+    for _ in drawn:
         for model in models:
             made[model].append(next(found))
     every: list[Model] = [*((base, BASE) for base in scale.bases), *models]
-    places = [(model, seed) for seed in seeds for model in every]
+    places = [(model, seed) for seed in drawn for model in every]
     shared = {"seeds": scale.seeds, "records": scale.records, "clusters": scale.clusters, "tokens": scale.tokens}
     files = {(model, seed): made[model][seed]["file"] if model in made else None for model, seed in places}
     profiled = lab.ask(
@@ -90,7 +91,7 @@ def study(lab: Lab, scale: Scale) -> Study:
     for (model, _), one in zip(places, profiled, strict=True):
         profiles[model].append(one)
     return Study(
-        scale,
+        replace(scale, seeds=len(drawn)),
         {model: tuple(each) for model, each in profiles.items()},
         {model: tuple(each) for model, each in made.items()},
         teacher,

@@ -8,6 +8,8 @@ from keylayers.recipes.math_layers_cells import VARIANTS
 from keylayers.recipes.math_layers_tuning import Tuning
 from keylayers.training.train import TrainSettings
 
+LEAST_SEEDS = 3
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -35,8 +37,10 @@ class Scale:
                 f"bases {self.bases} and families {self.families}: expected two different bases or more, and one "
                 "family or more among them; otherwise there is nothing to compare a variant's likeness with."
             )
-        if self.seeds < 3:
-            raise BadInput(f"{self.seeds} seeds: expected at least 3, without which no interval is bounded.")
+        if self.seeds < LEAST_SEEDS:
+            raise BadInput(
+                f"{self.seeds} seeds: expected at least {LEAST_SEEDS}, without which no interval is bounded."
+            )
         if unknown := sorted(set(self.kinds) - set(VARIANTS)):
             raise UnknownName("variant", unknown[0], VARIANTS)
 

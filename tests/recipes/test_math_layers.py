@@ -1,5 +1,6 @@
 """The study of layers for mathematics finds what was planted, and says nothing where nothing can be said."""
 
+import json
 import math
 
 import numpy as np
@@ -46,6 +47,16 @@ def test_every_model_is_profiled_under_every_seed_and_only_students_have_a_teach
     profiled = {(each["model"], each["file"], each["seed"]) for what, each in lab.asked if what == "profile"}
     assert len(profiled) == (3 + 2 * 3) * 3
     assert all(len(each) == 3 for each in found.profiles.values()) and len(found.judged) == 6
+
+
+def test_the_page_of_the_first_seeds_asks_for_nothing_that_the_whole_does_not(tmp_path):
+    with open_run(tmp_path / "run", "planted", {}) as run:
+        lab = PlantedLab(run)
+        whole = study(lab, scale(seeds=4))
+        asked = [json.dumps(one, default=str) for one in lab.asked]
+        first = study(lab, scale(seeds=4), 3)
+    assert {json.dumps(one, default=str) for one in lab.asked[len(asked) :]} < set(asked)
+    assert first.scale.seeds == 3 and {model: each[:3] for model, each in whole.profiles.items()} == first.profiles
 
 
 def test_what_is_kept_through_post_training_is_told_from_what_all_networks_share(found):
