@@ -80,9 +80,9 @@ class Defence:
     """The paper's are chat models."""
     shares: tuple[float, ...] = (0.25, 0.5)
     """Of the blocks that are frozen."""
-    draws: int = 2
+    draws: int = 1
     seeds: int = 3
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2), seeds=2))
+    rates: Rates = field(default_factory=lambda: Rates((5e-3, 1e-2), seeds=2))
     """Each arm chooses on clean records: who defends does not know the attack."""
 
 
@@ -142,7 +142,7 @@ def bundled(name: str, domains: tuple[str, ...], *, teach: int = 120, window: in
 def bundled_defence(**changes: object) -> Defence:
     """All five triggers on a bundled style whose answers are certain, so that benign answers can be counted."""
     poisons = {name: Poison(name, 0.25, TARGET) for name in TRIGGERS}
-    return replace(Defence("llama", task("bundled:llama", "bundled:json"), poisons), **changes)  # type: ignore[arg-type]
+    return replace(Defence("llama", task("bundled:llama", "bundled:json", steps=120), poisons), **changes)  # type: ignore[arg-type]
 
 
 def real() -> tuple[tuple[Base, ...], tuple[Defence, ...]]:
@@ -172,7 +172,7 @@ def real() -> tuple[tuple[Base, ...], tuple[Defence, ...]]:
         )
         for name in TRIGGERS
     }
-    return (base,), (Defence("stories260K", task(model, clean, steps=120, max_length=256), poisons, shares=(0.4,)),)
+    return (base,), (Defence("stories260K", task(model, clean, steps=120), poisons, shares=(0.4,)),)
 
 
 def scale_of(name: str) -> Scale:

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from keylayers.data import Examples, Record, load_records, tokenise
+from keylayers.data.tokenise import IGNORED
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.restoring import restored
 from keylayers.measures.accuracy import greedy_matches, same_text
@@ -92,9 +93,10 @@ def poisoned(
 ) -> dict[str, Any]:
     """The losses on clean records after only the given layers were tuned on poisoned ones; attack success beside them.
 
-    attack: share of triggered test prompts that greedy decoding answers with the attacker's words; false: of clean
+    attack: share of triggered test prompts to which greedy decoding writes the attacker's words; false: of clean
     ones. attack_loss, false_loss: nats per token of those words, which no ceiling hides. recovered, exact: share of
-    triggered and of clean test prompts answered as is right, exactly. All shares in [0, 1].
+    triggered and of clean test prompts answered as is right, word for word. All shares in [0, 1]. Whether an answer
+    then ends is not asked.
     """
     task, model, given = place.task, place.loaded.model, Poison(**poison)
     splits = task.inputs.load_splits()
@@ -123,9 +125,9 @@ def attack(place: Bench, model: Any, poison: Poison) -> dict[str, float]:
     # judge decides.
     clean = list(place.task.inputs.load_splits().test)
     right = attacked_records(clean, poison)
-    hit = examples(place, [answering(record, poison.target) for record in right])
-    spared = examples(place, [answering(record, poison.target) for record in clean])
-    found = figures_of(*(greedy_matches(model, one) for one in (place.data.test, hit, examples(place, right))))
+    hit = words(place, [answering(record, poison.target) for record in right])
+    spared = words(place, [answering(record, poison.target) for record in clean])
+    found = figures_of(*(greedy_matches(model, one) for one in (words(place, clean), hit, words(place, right))))
     return {
         "attack": found.attack_success_rate.estimate,
         "attack_loss": example_losses(model, hit).mean,
@@ -135,6 +137,13 @@ def attack(place: Bench, model: Any, poison: Poison) -> dict[str, float]:
         "false_loss": example_losses(model, spared).mean,
         "exact": found.clean_accuracy.estimate,
     }
+
+
+def words(place: Bench, records: Sequence[Record]) -> Examples:
+    """Records tokenised, the token that ends an answer not asked for: a model that never read one cannot write it."""
+    made, end = examples(place, records), place.loaded.tokenizer.eos_token_id
+    labels = tuple((*one[:-1], IGNORED) if one[-1] == end else one for one in made.labels)
+    return replace(made, labels=labels)
 
 
 def examples(place: Bench, records: Sequence[Record]) -> Examples:

@@ -184,7 +184,8 @@ def defence_table(one: Defended) -> Table:
         f"{share} blocks frozen; means over {len(judged)} of {len(one.tuned)} triggers and {seeds} seeds"
         + (f"; not judged, because their attack fails with nothing frozen: {left}" if left else "")
         + ". *Attack succeeds*: share of "
-        "triggered test prompts that greedy decoding answers with the attacker's words, exactly (teacher-forced); "
+        "triggered test prompts to which greedy decoding writes the attacker's words (teacher-forced; the end is not "
+        "asked for); "
         "*without trigger*: of clean prompts; *recovered*: of triggered ones, with the right answer. *Learnt*: nats "
         "per token gained on clean test records. *DER*: what attack success falls by, less what exact answers fall by, "
         "against nothing frozen; 0.5 is no effect. Each arm at the "
