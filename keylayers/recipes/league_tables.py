@@ -33,6 +33,14 @@ def introduction(played: Sequence[Played]) -> str:
     )
 
 
+def _spent(played: Sequence[Played], name: str) -> str:
+    shares: dict[float, list[float]] = {}
+    for one in played:
+        whole = float(np.mean([each["trainable"] for each in one.trained[ALL]]))
+        shares.setdefault(one.budget, []).extend(each["trainable"] / whole for each in one.trained[name])
+    return ", ".join(f"{np.mean(each):.1%}" for each in shares.values())
+
+
 def unable(played: Sequence[Played]) -> dict[str, str]:
     """Entrants that some task has no ranking by, and why."""
     return {name: reason for one in played for name, reason in one.unable.items()}
@@ -65,15 +73,20 @@ def standings(played: Sequence[Played]) -> Table:
         peak = max((one.peaks.get(name, 0) for one in played), default=0)
         rows.append(
             (
-                name, plus_minus(by_seed[:, place]), plus_minus(gain(played, name)),
+                name, plus_minus(by_seed[:, place]), plus_minus(gain(played, name)), _spent(played, name),
                 f"{np.mean(cost):.2f}" if cost else "", f"{peak / 2**20:.0f}" if peak else "",
             )
         )  # fmt: skip
-    columns = ("layers chosen by", "mean rank", "gain recovered", "cost / one full training", "MiB added by scoring")
+    columns = (
+        "layers chosen by", "mean rank", "gain recovered", "parameters", "cost / one full training",
+        "MiB added by scoring",
+    )  # fmt: skip
     notes = (
         f"Ranks among {len(names)} arms, 1 is best, means over {len(played)} games (tasks x budgets); by chance every "
         f"arm would have {(len(names) + 1) / 2:.1f}. ± 95 % over {len(by_seed)} seeds, whose games are not independent "
-        "of each other; tasks and budgets are taken as given. Costs include stage 1 where the entrant needs it.",
+        "of each other; tasks and budgets are taken as given. Costs include stage 1 where the entrant needs it. "
+        "*Parameters*: that train, over those of LoRA on all layers, by budget; whole layers and whole ranks do not "
+        "spend a budget to the last.",
         *(f"Left out, {name}: {reason}" for name, reason in unable(played).items()),
     )
     return Table("Standings", columns, tuple(rows), notes)

@@ -197,10 +197,11 @@ def _divergence(held: Examples, reference: nn.Module, model: nn.Module) -> Costs
     return np.concatenate([(nats / counts).double().numpy() for nats, counts in pairs])
 
 
-def between(exact: Mapping[str, float], floor: float = 0.04, ceiling: float = 0.96) -> tuple[int, ...]:
+def between(exact: Mapping[str, float], floor: float = 0.01, ceiling: float = 0.9) -> tuple[int, ...]:
     """The numbers of steps at which a model is right sometimes and wrong sometimes; without any, the nearest to half.
 
-    Where all answers to a problem are right, or all wrong, none is better than the others and nothing is learnt.
+    Where all answers to a problem are right, or all wrong, none is better than the others and nothing is learnt; and
+    where nearly all are right, there is little to learn.
     """
     found = tuple(int(steps) for steps, share in exact.items() if floor <= share <= ceiling)
     return found or (int(min(exact, key=lambda steps: abs(exact[steps] - 0.5))),)

@@ -52,7 +52,7 @@ def bundled_bases() -> tuple[str, ...]:
     )
 
 
-def tuning(steps: int = 240, rewarded: int = 80, answers: int = 128, written: int = 512) -> Tuning:
+def tuning(steps: int = 240, rewarded: int = 60, answers: int = 64, written: int = 512) -> Tuning:
     """Trainings of so many steps; the teacher's is as long as that on instructions."""
 
     def stage(steps: int, rate: float, batch: int, schedule: str = "cosine") -> TrainSettings:
@@ -77,6 +77,10 @@ def scale_of(name: str) -> Scale:
         return Scale(bundled_bases(), bundled_bases(), tuning())
     if name == "full":
         return Scale(
-            bundled_bases(), bundled_bases(), tuning(steps=600, rewarded=200, written=1024), seeds=10, records=20
+            bundled_bases(),
+            bundled_bases(),
+            tuning(steps=600, rewarded=200, answers=128, written=1024),
+            seeds=10,
+            records=20,
         )
     raise UnknownName("scale", name, ("smoke", "small", "full"))

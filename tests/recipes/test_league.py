@@ -69,6 +69,7 @@ def test_standings_and_claims_follow_from_the_games(played):
     table = league_tables.standings(played)
     order = [row[0] for row in table.rows]
     assert order[0] == "midpoint" and order[-3:] == ["midpoint, reversed", THIN, TURNS] and ALL not in order
+    assert {row[3] for row in table.rows} == {"100.0%, 100.0%"}  # in the planted world every arm trains one parameter
     assert table.rows[0][1] == "1.000 ± 0.000" and league_tables.ranks(played).shape == (2, 6, len(order))
     verdicts = {claim.text: claim.verdict for claim in league_tables.claims(played)}
     assert verdicts[f"midpoint beats {RANDOM}"] == "supported"

@@ -41,3 +41,15 @@ def test_a_chain_counts_by_its_result_however_it_is_reached(monkeypatch):
 )
 def test_a_variant_is_judged_by_one_test_over_seeds_and_the_sign_in_each(costs, judged):
     assert differs([{"cost_before": 0.85, "cost": cost} for cost in costs]) == judged
+
+
+@pytest.mark.parametrize(
+    ("exact", "chosen"),
+    [
+        ({"5": 1.0, "6": 0.9, "7": 0.02, "8": 0.0}, (6, 7)),
+        ({"5": 0.98, "6": 0.95, "7": 0.0}, (6,)),  # none between: the nearest to a half
+        ({"5": 1.0, "6": 0.6, "7": 0.3}, (6, 7)),
+    ],
+)
+def test_rewarded_are_chains_that_leave_something_to_learn(exact, chosen):
+    assert cells.between(exact) == chosen
