@@ -38,7 +38,7 @@ ARMS: dict[str, tuple[str, Any]] = {
     "path_integral, 1 point": ("path_integral", PathIntegral(points=1)),
     "leave_one_out": ("leave_one_out", None),
     "add_one_in": ("add_one_in", None),
-    "learned_mask, s0 = 4 (the paper's)": ("learned_mask", LearnedMask(initial=4.0)),
+    "learned_mask, s0 = 4 (believed the paper's)": ("learned_mask", LearnedMask(initial=4.0)),
     "learned_mask, s0 = 0": ("learned_mask", LearnedMask(initial=0.0)),
     "delta_norm": ("delta_norm", None),
     "delta_norm, relative to the weight": ("delta_norm", DeltaNorm(relative="weight")),

@@ -1,6 +1,5 @@
 """Screening a stream of images at three layers, beside bare forwards; and what memory a longer stream takes."""
 
-import resource
 import statistics
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from keylayers.layers.naming import named_layers
 from keylayers.measures.features import features_of
 from keylayers.models.cifar import resnet20
 from keylayers.scores.selection import Selection
+from keylayers.training.memory import peak_bytes, reset_peak
 
 BATCH, BATCHES, CLASSES, LONGER = 64, 4, 10, 8
 PLAIN, SCREENED, PENULTIMATE = "bare forwards", "screened at blocks 7, 8 and 9", "screened at block 9 alone"
@@ -24,6 +24,8 @@ LIMIT = 1.3
 """Most that screening may cost, in bare forwards."""
 GROWTH = 2.0
 """MiB that the peak may grow with the stream: less than the features of one batch at one of the blocks it sees."""
+NOTICED = 10.0
+"""MiB that keeping all features must show; else the measurement sees nothing, and a small figure would say nothing."""
 
 
 def make_stream(batches: int, seed: int = 0) -> Iterator[dict[str, Tensor]]:
@@ -73,6 +75,7 @@ def grown(way: str) -> float:
 def grow(way: str) -> float:
     """The same, of this process."""
     model, peaks, kept = make_model(), [], []
+    reset_peak()
     screen = make_screen(model, [6, 7, 8])
     for batches in (BATCHES, BATCHES * LONGER):
         for batch in make_stream(batches):
@@ -81,9 +84,7 @@ def grow(way: str) -> float:
                     kept.append(features_of(model, batch, screen.layers)[0])
             else:
                 screen.flags(model, batch)
-        peaks.append(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-        )
+        peaks.append(peak_bytes() / 2**20)
     return peaks[1] - peaks[0]
 
 
@@ -102,7 +103,7 @@ def table(repetitions: int = 5) -> tuple[list[str], bool]:
     lines = [
         f"ResNet-20, {BATCHES} batches of {BATCH} images of 32 x 32, {CLASSES} classes, features flattened, fp32; CPU "
         f"seconds of one thread. Peak memory of a stream {LONGER} times as long: {more:+.1f} MiB (allowed {GROWTH}); "
-        f"with its features kept, as released: {kept:+.0f} MiB.",
+        f"with its features kept, as released: {kept:+.0f} MiB (must show: {NOTICED:.0f} or more).",
         "",
         "| pass over the stream | seconds | of bare forwards (min, max) | allowed |",
         "|---|---|---|---|",
@@ -114,7 +115,7 @@ def table(repetitions: int = 5) -> tuple[list[str], bool]:
         allowed = f"<= {LIMIT}" if name == SCREENED else ""
         seconds, spread = statistics.median(times[name]), f"{ratios[0]:.2f}, {ratios[-1]:.2f}"
         lines.append(f"| {name} | {seconds:.2f} | {middles[name]:.2f} ({spread}) | {allowed} |")
-    return lines, middles[SCREENED] <= LIMIT and more <= GROWTH
+    return lines, middles[SCREENED] <= LIMIT and more <= GROWTH and kept >= NOTICED
 
 
 if __name__ == "__main__":

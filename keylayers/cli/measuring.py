@@ -95,7 +95,7 @@ def league(
     fresh: o.Fresh = False,
     config: o.Config = None,
 ) -> None:
-    """Every criterion, the same question, the same budget: which picks the best layers, and at what cost?"""
+    """Every criterion, the same question, equal budgets: which picks the best layers, and at what cost?"""
     from keylayers.cli.league import run_league
 
     run_league(o.given(locals()))

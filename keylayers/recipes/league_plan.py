@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from keylayers import criteria
+from keylayers.errors import BadInput
 from keylayers.recipes.bench import Task
 from keylayers.recipes.rankings import Way
 from keylayers.recipes.retraining import Rates
@@ -55,9 +56,13 @@ TURNS, THIN = "random by turns (LISA)", "all layers, lower rank"
 
 
 def entrants_of(criterion: str) -> tuple[str, ...]:
-    """The entrants of a criterion. Raises UnknownName."""
+    """The entrants of a criterion. Raises UnknownName, and BadInput for a criterion that none enters with."""
     criteria.check(criterion)
-    return tuple(name for name, way in ENTRANTS.items() if way.criterion == criterion)
+    found = tuple(name for name, way in ENTRANTS.items() if way.criterion == criterion)
+    if not found:
+        playing = ", ".join(sorted({way.criterion for way in ENTRANTS.values()}))
+        raise BadInput(f"{criterion} does not play in the league of language models; expected one of {playing}.")
+    return found
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,8 @@ def test_every_criterion_has_its_entrants():
     assert entrants_of("depth_only") == ("last layers", "first layers")
     with pytest.raises(UnknownName, match="did you mean 'fisher'"):
         entrants_of("fischer")
+    with pytest.raises(BadInput, match="skip_suppression does not play in the league of language models; expected one"):
+        entrants_of("skip_suppression")
 
 
 def test_the_picture_has_every_arm_in_the_order_of_the_table(played, tmp_path):
