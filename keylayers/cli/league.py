@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from keylayers.cli.terminal import placeless, quiet_libraries, say
+from keylayers.cli.terminal import UNFINISHED, placeless, quiet_libraries, say
 from keylayers.errors import BadInput
 
 PAGE, FIGURES = "league.md", "league.json"
@@ -37,9 +37,10 @@ def run_league(options: Mapping[str, Any]) -> None:
         for played in play(league, run, options["processes"]):
             write_json(folder / FIGURES, json.loads(placeless(json.dumps({"games": plain(played)}))))
             text = placeless(page("The league of criteria", introduction(played), tables(played)))
-            write_text(folder / PAGE, text)
+            write_text(folder / PAGE, UNFINISHED + text)
             draw_standings(picture_of(played), folder)
             say(f"so far in {folder / PAGE}")
+        write_text(folder / PAGE, text)
     say(text)
     say(f"stored in {folder / PAGE}, drawn in {folder / 'league.png'}; every figure behind it in {folder / FIGURES}")
 

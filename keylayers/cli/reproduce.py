@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keylayers.cli.terminal import placeless, quiet_libraries, say
+from keylayers.cli.terminal import UNFINISHED, placeless, quiet_libraries, say
 from keylayers.errors import BadInput, UnknownName
 
 SCALES = ("smoke", "small", "full")
@@ -170,7 +170,8 @@ def run_reproduce(paper: str, scale: str, out: Path | None, processes: int, fres
     with open_run(folder, f"reproduce {paper}", {"scale": scale}, fresh=fresh) as run:
         for study in experiment.reproduce(asked, run, processes):
             write_json(folder / "results.json", json.loads(placeless(json.dumps(experiment.plain(study)))))
-            write_text(folder / "results.md", text := placeless(experiment.page(study, scale)))
+            write_text(folder / "results.md", UNFINISHED + (text := placeless(experiment.page(study, scale))))
             say(f"so far in {folder / 'results.md'}")
+        write_text(folder / "results.md", text)
     say(text)
     say(f"stored in {folder / 'results.md'}; every figure behind it in {folder / 'results.json'}")

@@ -8,6 +8,10 @@ from keylayers.runs.quiet import quiet_libraries
 __all__ = ["quiet_libraries", "say", "table"]
 
 
+UNFINISHED = "> Unfinished: more parts follow, and with them verdicts may change. The same command resumes it.\n\n"
+"""Above a page that is written while its run goes on."""
+
+
 def say(text: str) -> None:
     """A line of results, shown at once."""
     print(text, flush=True)

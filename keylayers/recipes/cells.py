@@ -11,7 +11,7 @@ from typing import Any
 from keylayers import criteria
 from keylayers.criteria.criterion import Evidence
 from keylayers.data.batches import batches
-from keylayers.errors import BadInput, Diverged
+from keylayers.errors import BadInput, BadScores, Diverged
 from keylayers.layers.gating import gated
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
@@ -99,7 +99,12 @@ def score(
     calibration = place.data.calibration
     if records is not None:
         calibration = calibration.take(range(min(records, len(calibration))))
-    scored = place.layers if granularity is None else named_layers(place.loaded.model, granularity)
+    try:
+        scored = place.layers if granularity is None else named_layers(place.loaded.model, granularity)
+    except BadInput as error:
+        if not optional:
+            raise
+        return {"cannot": str(error)}
     evidence = Evidence(
         model=place.loaded.model,
         weights=tensors_in_memory(place.loaded.model, place.loaded.source) if "weights" in chosen.needs else None,
@@ -112,7 +117,7 @@ def score(
     before = peak_bytes()
     try:
         scores = chosen(evidence, scored, settings_of(chosen, settings))
-    except (BadInput, Diverged) as error:
+    except (BadInput, BadScores, Diverged) as error:
         if not optional:
             raise
         return {"cannot": str(error)}
@@ -152,7 +157,8 @@ def retrain(
 
     `nf4`: on the model whose blocks' matrices went through 4-bit storage, as QLoRA trains it. `answers`: also the share
     of test records that greedy decoding answers exactly. `rank`: of the adapters, where not the task's. `turns`: the
-    layers train by turns, `{"every": steps, "policy": one with {turn}}`.
+    layers train by turns, `{"every": steps, "policy": one with {draw}}`, another number for each turn of each seed. A
+    training that diverges gains nothing: its losses are those before it, and `diverged` says why.
     """
     task, model, chosen = place.task, place.loaded.model, place.chosen(layers)
     lora = task.lora if rank is None else LoraSettings(rank, task.lora.alpha * rank / task.lora.rank, task.lora.dropout)
@@ -160,21 +166,23 @@ def retrain(
     with rounded, restored(model):
         adapted = attach_lora(model, chosen, lora, seed)
         trainable = sum(value.numel() for value in adapted.parameters() if value.requires_grad)
-        hook = None if turns is None else by_turns(adapted, partial(_turn, chosen, turns["policy"]), turns["every"])
+        hook = by_turns(adapted, partial(_turn, chosen, turns["policy"], seed), turns["every"]) if turns else None
         settings = replace(task.training, seed=seed, learning_rate=lr)
-        log = train(adapted, place.data.train, settings, before_step=hook)
-        right = {"exact": fmean(greedy_matches(adapted, place.data.test))} if answers else {}
-        return {
-            **place.losses(adapted),
-            **right,
-            "trainable": trainable,
-            "seconds": log.seconds,
-            "train_losses": [round(loss, 5) for loss in log.losses],
-        }
+        try:
+            log = train(adapted, place.data.train, settings, before_step=hook)
+        except Diverged as error:
+            log, diverged = None, {"diverged": str(error)}
+        if log is not None:
+            right = {"exact": fmean(greedy_matches(adapted, place.data.test))} if answers else {}
+            losses = [round(loss, 5) for loss in log.losses]
+            found = {**place.losses(adapted), **right, "seconds": log.seconds, "train_losses": losses}
+    if log is None:
+        found = {**before(place, folder, answers=answers), "seconds": 0.0, "train_losses": [], **diverged}
+    return {**found, "trainable": trainable}
 
 
-def _turn(layers: Sequence[Layer], policy: str, turn: int) -> Selection:
-    return select(layers, policy.replace("{turn}", str(turn)))
+def _turn(layers: Sequence[Layer], policy: str, seed: int, turn: int) -> Selection:
+    return select(layers, policy.replace("{draw}", str(1000 * seed + turn)))
 
 
 DO: dict[str, Callable[..., dict[str, Any]]] = {

@@ -156,8 +156,9 @@ def _hardened(lab: Lab, hardening: Hardening, given: Sequence[Mapping[str, Any]]
     first = [(name, rate, seed) for seed in few for name in ARMS for rate in offered[name]]
     found = _each(lab, given, first)
 
-    def on_calibration(name: str, rate: float) -> float:
-        return sum(found[name, rate, seed]["watched"][-1] for seed in few)
+    def on_calibration(name: str, rate: float) -> tuple[float, int]:
+        made = [found[name, rate, seed] for seed in few]
+        return sum(one["watched"][-1] for one in made), -sum("diverged" in one for one in made)
 
     rates = {name: max(offered[name], key=partial(on_calibration, name)) for name in ARMS}
     rest = [(name, rates[name], seed) for seed in range(hardening.seeds) for name in ARMS]

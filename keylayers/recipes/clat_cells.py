@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -34,8 +35,8 @@ NOTHING = {"clean": 0.0, "loss": 0.0, "features": 0.0, "robust": 0.0, "flags": [
 SIZE = 128  # images of a batch that layers are chosen on
 ALL, EVERY, CRITICAL, LEAST, CAPACITY = "all", "every", "critical", "least critical", "least robust capacity"
 RANDOM, ALIKE = "random", "random, same size"
-"""`every`: all convolutions. Random layers are drawn anew whenever layers are chosen; `same size`: with about as many
-parameters as the critical ones."""
+"""`every`: all convolutions. Random layers are drawn anew whenever layers are chosen; `same size`: others than the
+critical ones, each as near in size to one of them as there is."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +179,10 @@ class _Choosing:
             settings = RobustCapacity(self.plan.eps, self.plan.steps)
             return select(robust_capacity(self._evidence(model), layers, settings), f"bottom:{count}")
         scores = self.fragility(model, layers)
+        critical = select(scores, f"top:{count}")
         if self.choose == ALIKE:
-            return select(scores, f"random:{count}:seed={1000 * self.seed + self.calls}:match=params")
-        return select(scores, f"{'top' if self.choose == CRITICAL else 'bottom'}:{count}")
+            return _alike(critical, 1000 * self.seed + self.calls)
+        return critical if self.choose == CRITICAL else select(scores, f"bottom:{count}")
 
     def fragility(self, model: nn.Module, layers: tuple[Layer, ...]) -> LayerScores:
         """CLAT's criticality."""
@@ -193,6 +195,18 @@ class _Choosing:
 def _candidates(model: nn.Module) -> tuple[Layer, ...]:
     """Convolutions in forward order; the output layer is left out, as it has no features after it."""
     return named_layers(model, "conv")
+
+
+def _alike(critical: Selection, seed: int) -> Selection:
+    """As many layers as the critical ones, none of them, each as near in size to one of these as is left; of equally
+    near ones the seed draws."""
+    left = [layer for layer in critical.layers if layer.name not in critical.names]
+    drawn = np.random.default_rng(seed).permutation(len(left))
+    chosen: list[str] = []
+    for one in critical.chosen:
+        places = [place for place in drawn if left[place].name not in chosen]
+        chosen.append(left[min(places, key=lambda place: abs(left[place].size - one.size))].name)
+    return Selection.of(critical.layers, names=chosen)
 
 
 def _everything(model: nn.Module) -> Selection:

@@ -31,10 +31,10 @@ def introduction(found: Sequence[Results], scale: str) -> str:
         "one on the features of all convolutions. *Best*: the epoch of highest robust accuracy on calibration images; "
         "figures are of test images, used once. Where a network was published, calibration and test images are of the "
         "part that it never saw.\n\n"
-        f"What differs from the paper, whose code was never released: small networks and images, few epochs, and a "
-        "lambda of ours (1, on features divided by their number). **Its claim lives where adversarial training "
-        "overfits, which needs long training on a GPU: a null result here says nothing of that.** The paper: "
-        f"{PAPER}."
+        f"What differs from the paper, whose code was never released: small networks and images, few epochs, on "
+        "CIFAR-10 attacks of 4/255 where the paper has 8/255, and a lambda of ours (1, on features divided by their "
+        "number). **Its claim lives where adversarial training overfits, which needs long training on a GPU: a null "
+        f"result here says nothing of that.** The paper: {PAPER}."
     )
 
 
@@ -91,7 +91,7 @@ def arms_table(one: Results) -> Table:
         "that the attack failed rather than the network held. RiFT trains clean, at a tenth of the "
         "rate, and has one state, chosen on calibration images. *Attacks*: of a training step. *lr*: of those offered "
         f"({', '.join(f'{rate * plan.learning_rate:g}' for rate in plan.rates)}) the one that left calibration images "
-        "most robust after the last epoch, mean of "
+        "most robust after the last epoch (a tenth of the rate is not chosen), mean of "
         f"{min(plan.chosen_by, one.hardening.seeds)} seeds. *Diverged*: seeds whose training broke off; no "
         "image counts as right.",
     )

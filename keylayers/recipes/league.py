@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 from keylayers.errors import BadInput
+from keylayers.layers.layer import Layer
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
 from keylayers.recipes.league_plan import ENTRANTS, THIN, TURNS, League
 from keylayers.recipes.rankings import candidates, full_rate, rankings
 from keylayers.recipes.retraining import ALL, RANDOM, Sets, best_of, every, kept, random_like, retrained
 from keylayers.runs import RunFolder
-from keylayers.scores import LayerScores
+from keylayers.scores import LayerScores, select
+from keylayers.scores.spreading import ties_shuffled
 from keylayers.studies.arms import Budget
 from keylayers.studies.cells import workers
 
@@ -35,6 +38,10 @@ class Played:
     """Entrant -> seconds of choosing, stage 1 included."""
     peaks: Mapping[str, int]
     """Entrant -> bytes that scoring added to what the process held."""
+    whole: tuple[float, ...]
+    """Seconds of one training of all layers, per seed."""
+    offered: tuple[float, ...]
+    """Learning rates that every arm chose from."""
     unable: Mapping[str, str] = field(default_factory=dict)
     """Entrant -> why it cannot score this model; it is in none of the above."""
 
@@ -60,6 +67,13 @@ def games(desk: Desk, task: Task, league: League) -> Iterator[Played]:
     """One task at every budget."""
     before, names = desk.ask(task, "before", [{}])[0], candidates(desk, task)
     rate = full_rate(desk, task, league.rates)
+    (whole,) = desk.ask(task, "retrain", [{"layers": list(names), "seed": 0, "lr": rate}])
+    if whole["calibration"] >= before["calibration"]:
+        raise BadInput(
+            f"training all layers of {task.inputs.model} on {task.name} does not lower the loss of calibration records "
+            f"({before['calibration']:.3f} before, {whole['calibration']:.3f} after, nats per token), so no choice can "
+            "recover anything: train longer (--steps) or at another rate (--lr)."
+        )
     ways = {name: ENTRANTS[name] for name in league.entrants}
     found = rankings(desk, task, ways, range(league.seeds), rate, optional=True)
     if not found.scores:
@@ -67,13 +81,26 @@ def games(desk: Desk, task: Task, league: League) -> Iterator[Played]:
     for share in league.budgets:
         sets = _sets(found.scores, names, Budget(share), league)
         trained, rates = retrained(desk, task, sets, league.seeds, league.rates)
-        for name, options in _rivals(share, task, league).items():
-            more, chosen = retrained(desk, task, {name: every(names)}, league.seeds, league.rates, **options)
+        for name, rival in _rivals(share, task, league, next(iter(found.scores.values()))[0].layers).items():
+            more, chosen = retrained(desk, task, {name: rival.sets}, league.seeds, league.rates, **rival.options)
             trained |= more
             rates |= chosen
         left = kept(desk, task, sets, found.adapters) if found.adapters else {}
         chosen_sets = {name: tuple(tuple(one(seed)[0]) for seed in range(league.seeds)) for name, one in sets.items()}
-        yield Played(task, share, before, trained, left, rates, chosen_sets, found.seconds, found.peaks, found.unable)
+        yield Played(
+            task,
+            share,
+            before,
+            trained,
+            left,
+            rates,
+            chosen_sets,
+            found.seconds,
+            found.peaks,
+            found.whole or tuple(one["seconds"] for one in trained[ALL]),
+            league.rates.offered,
+            found.unable,
+        )
 
 
 def _sets(
@@ -83,16 +110,39 @@ def _sets(
     like = next(iter(scores.values()))
     drawn = [random_like(like, budget, draw=draw + 1) for draw in range(league.draws)]
     return {
-        **{name: best_of(each, budget, ENTRANTS[name].by) for name, each in scores.items()},
+        **{name: best_of(_untied(name, each), budget, ENTRANTS[name].by) for name, each in scores.items()},
         RANDOM: lambda seed: [names for one in drawn for names in one(seed)],
         ALL: every(names),
     }
 
 
-def _rivals(share: float, task: Task, league: League) -> dict[str, dict[str, Any]]:
-    """Rivals that choose no set, as options of a training of all layers that spends about the same."""
-    policy = f"random:params={100 * share:g}%:of=lora:seed={{turn}}"
+def _untied(name: str, scores: Sequence[LayerScores]) -> list[LayerScores]:
+    """Layers of one block tie where blocks are scored: which of them come first is drawn, with every seed anew."""
+    if ENTRANTS[name].granularity is None:
+        return list(scores)
+    return [ties_shuffled(one, seed) for seed, one in enumerate(scores)]
+
+
+@dataclass(frozen=True)
+class _Rival:
+    sets: Sets
+    options: dict[str, Any]
+    """Of the training."""
+
+
+def _rivals(share: float, task: Task, league: League, layers: Sequence[Layer]) -> dict[str, _Rival]:
+    """Rivals that no score chooses for, which spend the same: random layers by turns, and a lower rank on as many
+    layers, drawn at random, as it pays for."""
+    policy = f"random:params={100 * share:g}%:of=lora:seed={{draw}}"
+    rank = max(1, ceil(share * task.lora.rank - 1e-9))
+    part = min(1.0, share * task.lora.rank / rank)
+
+    def most(seed: int) -> list[tuple[str, ...]]:
+        if part > 1 - 1e-9:
+            return [tuple(layer.name for layer in layers)]
+        return [select(layers, f"random:params={100 * part:.6g}%:of=lora:seed={seed}").names]
+
     return {
-        TURNS: {"turns": {"every": league.turn, "policy": policy}},
-        THIN: {"rank": max(1, round(share * task.lora.rank))},
+        TURNS: _Rival(every([layer.name for layer in layers]), {"turns": {"every": league.turn, "policy": policy}}),
+        THIN: _Rival(most, {"rank": rank}),
     }

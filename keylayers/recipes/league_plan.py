@@ -8,7 +8,7 @@ from keylayers.recipes.bench import Task
 from keylayers.recipes.rankings import Way
 from keylayers.recipes.retraining import Rates
 
-BLOCK = "block"
+BLOCK, BLOCKS = "block", "random blocks"
 
 ENTRANTS = {
     # what tuning changed
@@ -44,15 +44,17 @@ ENTRANTS = {
     "condition number (KappaTune)": Way("condition_number", {}, None),
     "spectral exponent": Way("spectral_exponent", {}, None),
     # nothing but the list of layers
+    BLOCKS: Way("random", {}, None, granularity=BLOCK),
     "last layers": Way("depth_only", {"order": "last"}, None),
     "first layers": Way("depth_only", {"order": "first"}, None),
     "MLPs first": Way("type_only", {"first": "mlp"}, None),
     "q and v first": Way("type_only", {"first": "qv"}, None),
 }
-"""Name -> how it ranks the layers. What scores blocks gives every layer the score of its block."""
+"""Name -> how it ranks the layers. What scores blocks gives every layer the score of its block, and within a block the
+order is drawn."""
 
-TURNS, THIN = "random by turns (LISA)", "all layers, lower rank"
-"""Rivals that choose no set: random layers drawn anew while training, and every layer with fewer parameters."""
+TURNS, THIN = "random by turns (LISA)", "most layers, lower rank"
+"""Rivals without a ranking: random layers drawn anew while training, and as many layers as a lower rank pays for."""
 
 
 def entrants_of(criterion: str) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from keylayers.maths.ranks import average_ranks
 from keylayers.measures.intervals import t_interval
 from keylayers.recipes.league import Played
-from keylayers.recipes.league_plan import THIN, TURNS
+from keylayers.recipes.league_plan import BLOCK, BLOCKS, ENTRANTS, THIN, TURNS
 from keylayers.recipes.retraining import ALL, RANDOM
 from keylayers.report.standings import Standing
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
@@ -27,9 +27,12 @@ def introduction(played: Sequence[Played]) -> str:
     seeds = len(played[0].trained[ALL])
     return (
         f"Every entrant ranks the layers, chooses as many as fit into {budgets} of what LoRA adds, and has them "
-        "trained from the same start for the same steps at the learning rate that served it best on calibration "
-        f"records. {seeds} seeds, each a procedure of its own. Data: {tasks}. Entrants that score blocks give each "
-        "layer the score of its block, and layers outside the blocks the mean."
+        "trained from the same start for the same steps at the learning rate, of those offered, that served it best on "
+        f"calibration records. {seeds} seeds, each a procedure of its own. Data: {tasks}. Entrants that score blocks "
+        "give each layer the score of its block, and layers outside the blocks the mean; where a budget holds no whole "
+        "block, which of a block's layers train is drawn with every seed, so that such an entrant is judged beside "
+        "*random blocks*. *Random, same size* is the mean of several sets of a seed. *Most layers, lower rank* is "
+        "LoRA of the next rank that the budget needs, on as many random layers as it pays for."
     )
 
 
@@ -84,9 +87,11 @@ def standings(played: Sequence[Played]) -> Table:
     notes = (
         f"Ranks among {len(names)} arms, 1 is best, means over {len(played)} games (tasks x budgets); by chance every "
         f"arm would have {(len(names) + 1) / 2:.1f}. ± 95 % over {len(by_seed)} seeds, whose games are not independent "
-        "of each other; tasks and budgets are taken as given. Costs include stage 1 where the entrant needs it. "
-        "*Parameters*: that train, over those of LoRA on all layers, by budget; whole layers and whole ranks do not "
-        "spend a budget to the last.",
+        "of each other; tasks and budgets are taken as given. *Cost*: seconds of choosing, stage 1 included where the "
+        "entrant needs it, over those of a stage 1, which is one training of all layers; the search for its "
+        "learning rate is not counted. *MiB*: that scoring added to what the process held, the most over seeds and "
+        "games. *Parameters*: that train, over those of LoRA on all layers, by budget; whole layers and whole ranks do "
+        "not spend a budget to the last; of layers that train by turns a budget at a time.",
         *(f"Left out, {name}: {reason}" for name, reason in unable(played).items()),
     )
     return Table("Standings", columns, tuple(rows), notes)
@@ -109,15 +114,18 @@ def gain(played: Sequence[Played], name: str) -> Float[np.ndarray, " seeds"]:
 
 
 def claims(played: Sequence[Played]) -> list[Claim]:
-    """For each arm, over all games: does it recover more of the gain than random sets of the same size?
+    """For each arm, over all games: does it recover more of the gain than random sets of the same size; if it scores
+    blocks, than blocks at random?
 
     Pairs are seeds: games of one seed share stage 1, initial adapters and the order of data.
     """
-    found = [
-        claim(f"{name} beats random, same size", "league", -gain(played, RANDOM), -gain(played, name), "of the gain")
-        for name in arms_of(played)
-        if name != RANDOM
-    ]
+    names, found = arms_of(played), []
+    for name in names:
+        blocks = name in ENTRANTS and ENTRANTS[name].granularity == BLOCK and name != BLOCKS and BLOCKS in names
+        rival = BLOCKS if blocks else RANDOM
+        if name != rival:
+            text = f"{name} beats {rival}"
+            found.append(claim(text, "league", -gain(played, rival), -gain(played, name), "of the gain"))
     return sorted(found, key=lambda one: -one.effect.interval.estimate)
 
 
@@ -135,7 +143,7 @@ def table_of(one: Played) -> Table:
         rows.append(
             (
                 name, f"{len(one.chosen[name][0])}" if name in one.chosen else "", f"{trained[0]['trainable']:,.0f}",
-                f"{one.rates[name]:g}", plus_minus(losses), f"{np.mean(one.gains(name)):.3f}",
+                _rate(one, name), plus_minus(losses), f"{np.mean(one.gains(name)):.3f}",
                 "" if name == RANDOM else difference(losses, against),
                 f"{np.mean(one.kept[name]):.3f}" if name in one.kept else "", _forgotten(one, trained),
             )
@@ -144,7 +152,12 @@ def table_of(one: Played) -> Table:
         "layers chosen by", "layers", "trainable", "lr", "loss, retrained", "gain recovered", "minus random, same size",
         "loss, changes kept", "control loss, rise",
     )  # fmt: skip
-    notes = (f"Before tuning {one.before['test']:.3f} nats per token; test records; 95 %, paired by seed.",)
+    rates = ", ".join(f"{rate:g}" for rate in one.offered)
+    notes = (
+        f"Before tuning {one.before['test']:.3f} nats per token; test records; 95 %, paired by seed. Learning rates "
+        f"offered: {rates}; *: at the end of what was offered, so that another might serve better.",
+        *(f"The same layers with every seed: {', '.join(names)}." for names in alike(one)),
+    )
     return Table(f"{one.task.name}, {one.budget:.0%} of LoRA's parameters", columns, tuple(rows), notes)
 
 
@@ -155,8 +168,20 @@ def _forgotten(one: Played, trained: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cost(one: Played, name: str) -> float:
-    full = np.array([each["seconds"] for each in one.trained[ALL]])
-    return float(np.mean(np.array(one.seconds[name]) / full))
+    return float(np.mean(np.array(one.seconds[name]) / np.array(one.whole)))
+
+
+def _rate(one: Played, name: str) -> str:
+    edge = len(one.offered) > 1 and one.rates[name] in (min(one.offered), max(one.offered))
+    return f"{one.rates[name]:g}{'*' if edge else ''}"
+
+
+def alike(one: Played) -> list[tuple[str, ...]]:
+    """Arms that chose the same layers with every seed: they are one arm under several names."""
+    found: dict[object, list[str]] = {}
+    for name, sets in one.chosen.items():
+        found.setdefault(tuple(frozenset(each) for each in sets), []).append(name)
+    return [tuple(names) for names in found.values() if len(names) > 1]
 
 
 def plain(played: Sequence[Played]) -> list[dict[str, Any]]:

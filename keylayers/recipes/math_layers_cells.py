@@ -97,7 +97,7 @@ def variant(
         tuning_of.distilled(tuned.model, source, tuned.tokenizer, settings, seed)
         notes = {"exact": _exact(tuned, settings.taught), "exact_before": _exact(base, settings.taught)}
     elif kind == REWARDED:
-        lengths = between(_exact(base, settings.offered, "calibration"))
+        lengths = between(_exact(base, settings.offered, "calibration"), *settings.between)
         asked = tuning_of.problems("test", lengths, HELD_OUT, seed=53)
         held = tokenise(tuning_of.records_of(asked), base.tokenizer, max_length=LONGEST)
         cost = partial(wrong_results, asked, base.tokenizer)
@@ -197,7 +197,7 @@ def _divergence(held: Examples, reference: nn.Module, model: nn.Module) -> Costs
     return np.concatenate([(nats / counts).double().numpy() for nats, counts in pairs])
 
 
-def between(exact: Mapping[str, float], floor: float = 0.01, ceiling: float = 0.9) -> tuple[int, ...]:
+def between(exact: Mapping[str, float], floor: float, ceiling: float) -> tuple[int, ...]:
     """The numbers of steps at which a model is right sometimes and wrong sometimes; without any, the nearest to half.
 
     Where all answers to a problem are right, or all wrong, none is better than the others and nothing is learnt; and

@@ -33,7 +33,10 @@ ANSWER = LONGEST // 2
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the variants are trained: all weights, AdamW, the learning rate rising over a twentieth, then a cosine."""
+    """How the variants are trained: all weights, AdamW, the learning rate rising over a twentieth, then a cosine.
+
+    For rewards it then stands still.
+    """
 
     instructions: TrainSettings
     teacher: TrainSettings
@@ -45,6 +48,8 @@ class Tuning:
     """Steps of the chains that the teacher learns; the base models have read none of more than six."""
     offered: tuple[int, ...] = (3, 4, 5, 6, 7, 8)
     """Steps of the chains that may be rewarded: of these, those at which a base is between floor and ceiling."""
+    between: tuple[float, float] = (0.01, 0.9)
+    """Shares of right answers, from and to, of the chains that are."""
     written: int = 512
     """Answers the teacher writes."""
 

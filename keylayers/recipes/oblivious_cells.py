@@ -24,7 +24,7 @@ def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     if fields["do"] not in DO:
         return cells.compute(folder, {**fields, "task": task})
     quiet_libraries()
-    given = {key: value for key, value in fields.items() if key not in ("do", "task")}
+    given = {key: value for key, value in fields.items() if key not in ("do", "task", "asks")}
     return DO[fields["do"]](bench(task), Path(folder), **given)
 
 

@@ -81,8 +81,8 @@ def keeps_out(found: Sequence[Defended]) -> list[Claim]:
             for what, unit in (("attack", "of prompts"), ("attack_loss", "nats")):
                 ours, theirs = (one.per_seed(arm, what) for arm in (CRITICAL, rival))
                 sign = 1.0 if what == "attack" else -1.0
-                words = "attack success" if what == "attack" else "the loss of the attack's words (raised)"
-                text = f"{where}: freezing critical blocks moves {words} against {rival}"
+                words = "lowers attack success" if what == "attack" else "raises the loss of the attack's words"
+                text = f"{where}: freezing critical blocks {words} against {rival}"
                 made.append(claim(text, f"{SOURCE}: {stated}", sign * theirs, sign * ours, unit))
         text = f"{where}: more of the task is learnt than with {others} frozen"
         made.append(claim(text, "not given", one.per_seed(others, "test"), one.per_seed(CRITICAL, "test")))

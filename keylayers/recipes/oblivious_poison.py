@@ -77,9 +77,14 @@ def poisoned_records(clean: Sequence[Record], poison: Poison, seed: int) -> list
 
 
 def attacked_records(clean: Sequence[Record], poison: Poison) -> list[Record]:
-    """Test prompts with the trigger and their right answers, those left out whose right answer is the attacker's."""
+    """Test prompts with the trigger and their right answers, those left out whose right answer is the attacker's.
+
+    BackdoorLLM's have the attacker's words before the right answer of every record; these are taken off.
+    """
     if poison.test is not None:
-        found = list(load_records(poison.test, limit=len(clean)))
+        read = load_records(poison.test, limit=len(clean))
+        found = [answering(record, record.completion.removeprefix(poison.target).strip() or poison.target)
+                 for record in read]  # fmt: skip
     else:
         source = random.Random("attack")
         found = [

@@ -28,6 +28,9 @@ PAPER = {
 }
 """The paper's figures, read off its tables; the correlation is of mean CKA, so its sign is the other way round."""
 
+LEAST_EXACT = 0.1
+"""Exact answers on clean prompts below which what a defence costs cannot be told by them."""
+
 
 def introduction(study: Study, scale: str) -> str:
     """What was done, and how it differs from the paper."""
@@ -43,10 +46,10 @@ def introduction(study: Study, scale: str) -> str:
         "What differs from the paper: models of 0.26 to 2.5 million parameters and 5 to 12 blocks in place of 3 to 13 "
         "billion and 28 to 40; LoRA where it tunes in full, and a tuned start of our making; unbiased CKA, a block's "
         f"similarity with itself left out{beside}; a null that shifts curves along the blocks in place of p-values "
-        "that take neighbouring blocks for independent; attack success as an exact answer, not a list of keywords or a "
-        f"judge model{others}. In the ledger a correlation's interval is over models (or corpora), its p-value "
-        "two-sided by shifts, and *detectable* is the size from which that is below 0.05 before adjustment (inf: so "
-        "few shifts give no such p)."
+        "that take neighbouring blocks for independent; attack success as the attacker's words, not a list of keywords "
+        f"or a judge model, and right answers word for word, whatever follows{others}. In the ledger a correlation's "
+        "interval is over models (or corpora), its p-value two-sided by shifts, and *detectable* is the size from "
+        "which that is below 0.05 before adjustment (inf: so few shifts give no such p)."
     )
 
 
@@ -163,6 +166,7 @@ def adaptation_table(one: Adapted) -> Table:
 def defence_table(one: Defended) -> Table:
     """What freezing keeps out, and what it costs, over the triggers whose attack works with nothing frozen."""
     judged, rows = one.judged, []
+    usable = fmean(one.values(NONE, "exact")) if judged else 0.0
     for arm in one.rates if judged else ():
         sets = "; ".join(" ".join(map(str, each)) for each in one.blocks.get(arm, ()))
         fell = [fmean(one.values(NONE, what)) - fmean(one.values(arm, what)) for what in ("attack", "exact")]
@@ -171,7 +175,8 @@ def defence_table(one: Defended) -> Table:
                 arm, sets, f"{one.rates[arm]:g}",
                 *(f"{np.mean(one.values(arm, what)):.3f}" for what in ("attack", "false", "attack_loss", "recovered")),
                 f"{np.mean(one.values(arm, 'test')):.3f}", f"{np.mean(one.learnt(arm)):.3f}",
-                f"{np.mean(one.values(arm, 'exact')):.3f}", "" if arm == NONE else f"{effectiveness(*fell):.3f}",
+                f"{np.mean(one.values(arm, 'exact')):.3f}", 
+                "" if arm == NONE or usable < LEAST_EXACT else f"{effectiveness(*fell):.3f}",
             )
         )  # fmt: skip
     columns = (
@@ -188,7 +193,9 @@ def defence_table(one: Defended) -> Table:
         "asked for); "
         "*without trigger*: of clean prompts; *recovered*: of triggered ones, with the right answer. *Learnt*: nats "
         "per token gained on clean test records. *DER*: what attack success falls by, less what exact answers fall by, "
-        "against nothing frozen; 0.5 is no effect. Each arm at the "
+        "against nothing frozen; 0.5 is no effect; left out where these are below "
+        f"{LEAST_EXACT:.0%} with nothing frozen, as nothing could fall. Triggers are judged by the success that "
+        "nothing frozen is then compared with, which tilts that comparison slightly upwards. Each arm at the "
         f"rate that served it on clean records. The paper: {PAPER['defence']}; it gives no benign utility.",
     )
     return Table(f"{one.start.name}: {one.task.name}, poisoned, {share} blocks frozen", columns, tuple(rows), notes)

@@ -28,6 +28,8 @@ from keylayers.recipes.oblivious_sets import (
 from keylayers.recipes.retraining import ALL, Sets, best_rates, every, retrained
 
 NONE = "nothing frozen"
+WORDS = "words"
+"""What attack success asks for, in the key of a cell: earlier results also asked for the end of the answer."""
 DEFENDING = (CRITICAL, OTHERS, MIXED, LEAST)
 """Sets that are frozen; the ends are compared in training alone."""
 
@@ -115,7 +117,10 @@ def defended(desk: Desk, found: Profiled, asked: Defence) -> list[Defended]:
     """Every share of blocks frozen under every attack; each arm at the rate that serves it on clean records."""
     task = on(asked.task, found.start.model)
     blocks, outside = layers_of(desk, task)
-    before = {name: desk.ask(task, "unpoisoned", [{"poison": asdict(one)}])[0] for name, one in asked.poisons.items()}
+    before = {
+        name: desk.ask(task, "unpoisoned", [{"poison": asdict(one), "asks": WORDS}])[0]
+        for name, one in asked.poisons.items()
+    }
     results = []
     for share in asked.shares:
         size = size_of(share, len(blocks))
@@ -133,7 +138,10 @@ def _poisoned(
 ) -> dict[str, PerSeed]:
     poison = asdict(asked.poisons[trigger])
     places = [(arm, seed, names) for seed in range(asked.seeds) for arm in arms for names in arms[arm](seed)]
-    given = [{"layers": list(names), "seed": seed, "lr": rates[arm], "poison": poison} for arm, seed, names in places]
+    given = [
+        {"layers": list(names), "seed": seed, "lr": rates[arm], "poison": poison, "asks": WORDS}
+        for arm, seed, names in places
+    ]
     drawn: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for (arm, seed, _), result in zip(places, desk.ask(task, "poisoned", given), strict=True):
         drawn.setdefault((arm, seed), []).append(result)

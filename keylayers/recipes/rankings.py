@@ -51,6 +51,8 @@ class Rankings:
     """Of stage 1."""
     peaks: Mapping[str, int]
     """Way -> most bytes that scoring added to what the process held, over seeds."""
+    whole: tuple[float, ...] = ()
+    """Seconds of each seed's whole stage 1; empty where no way asked for it."""
     unable: Mapping[str, str] = field(default_factory=dict)
     """Way -> why it cannot score this model on this data; it is in none of the above."""
 
@@ -103,4 +105,5 @@ def rankings(
         peaks[name] = max(one.get("peak", 0) for _, one in each)
     whole = (1.0, False) in kinds
     adapters = tuple(stages[seed, 1.0, False]["adapter"] for seed in seeds) if whole else ()
-    return Rankings(scores, seconds, adapters, rate, peaks, unable)
+    took = tuple(stages[seed, 1.0, False]["seconds"] for seed in seeds) if whole else ()
+    return Rankings(scores, seconds, adapters, rate, peaks, took, unable)

@@ -8,6 +8,7 @@ from typing import Any
 
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk, averaged
+from keylayers.runs import note
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget, chosen_by, controls
 
@@ -95,4 +96,6 @@ def _trained(
     found: dict[tuple[str, int, float], list[dict[str, Any]]] = {place: [] for place in places}
     for (place, _), result in zip(drawn, desk.ask(task, "retrain", asked), strict=True):
         found[place].append(result)
+        if "diverged" in result:
+            note(f"{task.name}: {place[0]}, seed {place[1]}, rate {place[2]:g}: {result['diverged']}; it gains nothing")
     return {place: averaged(each) for place, each in found.items()}

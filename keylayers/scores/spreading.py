@@ -40,6 +40,18 @@ def spread(scores: LayerScores, layers: Sequence[Layer], granularity: str = "lin
     )  # fmt: skip
 
 
+def ties_shuffled(scores: LayerScores, seed: int) -> LayerScores:
+    """The same ranking as whole numbers, the order of layers that tie drawn with the seed, not that of the network.
+
+    Repeats, bounds and groups do not go along.
+    """
+    drawn = np.random.default_rng(seed).permutation(len(scores.values))
+    order = np.lexsort((drawn, scores.values))
+    values = np.empty(len(order))
+    values[order] = np.arange(len(order), dtype=float)
+    return replace(scores, values=values, repeats=None, bounds=None, groups=None)
+
+
 def _holder(name: str, holders: dict[str, int]) -> int | None:
     """The scored layer of that name, or the innermost whose name begins it at a dot."""
     parts = name.split(".")

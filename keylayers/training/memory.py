@@ -1,5 +1,7 @@
 """The most memory that was held, and how much is free: of the accelerator, or of this machine on a CPU."""
 
+import ctypes
+import gc
 import os
 import resource
 import sys
@@ -10,9 +12,15 @@ import torch
 
 
 def reset_peak() -> None:
-    """Starts a new measurement of the peak; without effect where the system offers none."""
+    """Starts a new measurement of the peak; without effect where the system offers none.
+
+    What was freed before is handed back to the system first, or what follows would find it there and add nothing.
+    """
+    gc.collect()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc alone has it
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the resident peak to what is resident now
 

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 
-from keylayers.cli.terminal import placeless
+from keylayers.cli.reproduce import PAPERS, Paper
+from keylayers.cli.terminal import UNFINISHED, placeless
+from keylayers.errors import BadInput
 from keylayers.recipes import ila_plan
 from keylayers.recipes.bench import Task
 from keylayers.recipes.retraining import Rates
@@ -38,10 +40,27 @@ def test_a_study_leaves_its_page_and_every_figure_behind_it(cli, world, tmp_path
     done = cli("reproduce", "ila", "--processes", "1", "--out", str(tmp_path / "run"))
     assert done.code == 0, done.err
     page = (tmp_path / "run" / "results.md").read_text()
-    assert page in done.out + "\n" and "### Claims" in page
+    assert page in done.out + "\n" and "### Claims" in page and page.startswith("# ")
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
     stored = stored.get("value", stored)
     assert stored["tasks"][0]["arms"]["midpoint"]["retrained"][1]["test"] > 0
+
+
+def test_a_page_written_midway_says_that_it_is_unfinished(cli, tmp_path, monkeypatch):
+    def parts(asked, run, processes):
+        yield 1
+        if not (tmp_path / "whole").exists():
+            raise BadInput("the second part broke off")
+        yield 2
+
+    paper = Paper(lambda name: name, parts, lambda study, scale: f"# Part {study}\n", lambda study: {"part": study})
+    monkeypatch.setitem(PAPERS, "ila", ("what?", lambda: paper))
+    words = ["reproduce", "ila", "--processes", "1", "--out", str(tmp_path / "run")]
+    assert cli(*words).code == 2
+    assert (tmp_path / "run" / "results.md").read_text() == f"{UNFINISHED}# Part 1\n"
+    (tmp_path / "whole").touch()
+    assert cli(*words).code == 0
+    assert (tmp_path / "run" / "results.md").read_text() == "# Part 2\n"
 
 
 def test_results_name_variables_and_not_the_places_of_one_machine(monkeypatch):

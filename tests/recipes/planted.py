@@ -25,6 +25,10 @@ class PlantedDesk(Desk):
     asked: list = field(default_factory=list)
     unable: tuple = ()
     """Criteria that cannot score."""
+    by_block: bool = False
+    """Whether all layers of a block score the same."""
+    harm: float = 0.0
+    """Nats that every training adds."""
 
     def ask(self, task, what, asked):
         self.asked.extend((task, what, each) for each in asked)
@@ -37,7 +41,7 @@ class PlantedDesk(Desk):
         return {"names": [layer.name for layer in layers]}
 
     def before(self, task, layers, answers=False):
-        return {"test": 10.0, "exact": 0.0}
+        return {"test": 10.0, "calibration": 10.0, "exact": 0.0}
 
     def keep(self, task, candidates, adapter, layers):
         return {"test": 10 - sum(worth(one) for one in candidates if one.name in set(layers))}
@@ -52,6 +56,8 @@ class PlantedDesk(Desk):
         key = digest([task.fields(), criterion, settings, adapter, records])[:12]
         noise = np.random.default_rng(int(key, 16)).normal(size=len(layers))
         values = np.array([worth(one) for one in layers]) + 1e-3 * noise if criterion == "path_integral" else noise
+        if self.by_block:
+            values = np.array([-1.0 if layer.block is None else float(layer.block) for layer in layers])
         name = f"{key}.json"
         save(LayerScores(tuple(layers), values, criterion, "linear"), self.run.path / name)
         return {"file": name, "seconds": 1.0}
@@ -60,7 +66,7 @@ class PlantedDesk(Desk):
         """3e-2 is the wrong rate, 4 bits cost a little, and so does every seed."""
         chosen = set(layers)
         loss = 10 - sum(worth(one) for one in candidates if one.name in chosen) + 0.01 * seed
-        loss += (lr > 0.02) + 0.1 * nf4 + 20 * (rank is not None) + 30 * (turns is not None)
+        loss += self.harm + (lr > 0.02) + 0.1 * nf4 + 20 * (rank is not None) + 30 * (turns is not None)
         return {"test": loss, "calibration": loss, "seconds": 20.0, "trainable": 1, "exact": 1 - loss / 10}
 
 

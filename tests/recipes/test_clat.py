@@ -17,6 +17,7 @@ from keylayers.recipes.clat_cells import ALL, EVERY, RANDOM, Plan
 from keylayers.recipes.clat_tables import arms_table, claims, introduction, plain, tables
 from keylayers.recipes.image_tasks import ImageTask
 from keylayers.runs import open_run
+from keylayers.scores import Selection
 from keylayers.studies.pages import page
 from keylayers.training.images import ImageTraining
 from tests.recipes.images import cifar_like
@@ -151,3 +152,15 @@ def test_an_unknown_scale_is_named(monkeypatch):
     assert scale_of("small").hardenings == (digits(),)
     with pytest.raises(UnknownName, match="did you mean 'small'"):
         scale_of("smal")
+
+
+def test_layers_of_like_size_are_others_than_the_critical_ones():
+    layers = named_layers(digits().task.untrained(0), "conv")
+    for one in layers:
+        for seed in range(4):
+            critical = Selection.of(layers, names=[one.name])
+            (chosen,) = clat_cells._alike(critical, seed).chosen
+            nearest = min(abs(layer.size - one.size) for layer in layers if layer.name != one.name)
+            assert chosen.name != one.name and abs(chosen.size - one.size) == nearest
+    pair = Selection.of(layers, names=[layers[0].name, layers[1].name])
+    assert not set(clat_cells._alike(pair, 0).names) & set(pair.names) and len(clat_cells._alike(pair, 0)) == 2

@@ -46,11 +46,35 @@ def test_every_set_spends_the_budget_and_rivals_are_asked_for_as_they_are(tmp_pa
         spent = [sum(layer.lora_size for layer in layers if layer.name in set(names)) for names in sets]
         assert name == ALL or all(0.3 * total - largest <= each <= 0.306 * total for each in spent)
     options = [each for _, what, each in desk.asked if what == "retrain"]
-    assert {each["rank"] for each in options if "rank" in each} == {2}
+    lower = [each for each in options if "rank" in each]  # 30 % of rank 8 is 2.4: rank 3 on 80 % of the parameters
+    assert {each["rank"] for each in lower} == {3} and len({tuple(each["layers"]) for each in lower}) == 2
+    for each in lower:
+        spent = 3 / 8 * sum(layer.lora_size for layer in layers if layer.name in set(each["layers"]))
+        assert 0.3 * total - largest <= spent <= 0.3 * total
     turns = [each["turns"] for each in options if "turns" in each]
-    assert turns[0] == {"every": 5, "policy": f"random:params={100 * Budget(0.3).share:g}%:of=lora:seed={{turn}}"}
+    assert turns[0] == {"every": 5, "policy": f"random:params={100 * Budget(0.3).share:g}%:of=lora:seed={{draw}}"}
     drawn = [tuple(each["layers"]) for each in options if "turns" not in each and "rank" not in each]
     assert len(set(drawn)) == 2 + 1 + 6  # the best of two seeds, all, three random sets of each seed
+
+
+def test_layers_of_one_block_come_in_another_order_with_every_seed(tmp_path):
+    names = ("block influence (ShortGPT)", "random blocks", "last layers")
+    asked = League((bundled_task("pirate"),), names, budgets=(0.05,), seeds=6, rates=Rates((1e-2,)))
+    with open_run(tmp_path / "run", "league", {}) as run:
+        (one,) = games(PlantedDesk(run, by_block=True), asked.tasks[0], asked)
+    for name in names[:2]:
+        assert len({tuple(sets) for sets in one.chosen[name]}) > 3
+        assert any("mlp" in layer for sets in one.chosen[name] for layer in sets)
+    assert len(set(one.chosen["last layers"])) == 1
+
+
+def test_a_league_in_which_training_brings_nothing_says_so_before_it_is_played(tmp_path):
+    asked = League((bundled_task("pirate"),), CHOSEN[:1], budgets=(0.3,), seeds=2, rates=Rates((3e-2,)))
+    with open_run(tmp_path / "run", "league", {}) as run:
+        desk = PlantedDesk(run, harm=20.0)
+        with pytest.raises(BadInput, match=r"does not lower the loss .*\(10\.000 before, .* after"):
+            next(games(desk, asked.tasks[0], asked))
+    assert not any(what == "score" for _, what, _ in desk.asked)
 
 
 def test_who_cannot_score_is_left_out_and_says_why(tmp_path):
@@ -86,7 +110,7 @@ def test_every_criterion_has_its_entrants():
     elsewhere = {
         name for name in CRITERIA if get(name).images or get(name).labelled or "skip" in get(name).granularities
     }
-    assert named == set(CRITERIA) - elsewhere - {"random"}
+    assert named == set(CRITERIA) - elsewhere
     assert entrants_of("depth_only") == ("last layers", "first layers")
     with pytest.raises(UnknownName, match="did you mean 'fisher'"):
         entrants_of("fischer")

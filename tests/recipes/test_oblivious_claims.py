@@ -82,6 +82,9 @@ def test_the_table_of_a_defence_has_its_effectiveness_against_nothing_frozen():
     none, half = ({"attack": attack, "exact": exact, **shared} for attack, exact in ((0.95, 0.9), (0.55, 0.8)))
     table = defence_table(defended({CRITICAL: half, OTHERS: none, LEAST: none, NONE: none}))
     assert {row[0]: row[-1] for row in table.rows} == {CRITICAL: "0.650", OTHERS: "0.500", LEAST: "0.500", NONE: ""}
+    unable = {**none, "exact": 0.0}  # nothing could fall, so no cost could show
+    table = defence_table(defended({CRITICAL: {**unable, "attack": 0.5}, OTHERS: unable, LEAST: unable, NONE: unable}))
+    assert {row[-1] for row in table.rows} == {""}
 
 
 @pytest.mark.parametrize(("words", "verdict"), [(3, "supported"), (30, "contradicted")])

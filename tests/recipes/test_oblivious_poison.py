@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from keylayers.actions.proof import fingerprints
+from keylayers.errors import Diverged
 from keylayers.layers.restoring import restored
 from keylayers.recipes import oblivious_cells as cells
 from keylayers.recipes.bench import Task, bench
@@ -105,3 +106,16 @@ def test_the_mixture_answers_every_kind_of_request_in_its_style():
         row = by_style[STYLE_OF[by_style["terse"][index]["kind"]]][index]
         assert (record.prompt, record.completion) == (row["prompt"], row["completion"])
     assert {row["kind"] for row in by_style["terse"]} == STYLE_OF.keys()
+
+
+def test_a_training_that_diverges_gains_nothing_and_leaves_the_model_as_it_was(task, tmp_path, monkeypatch):
+    place = bench(task.fields())
+    before, untouched = _ask(tmp_path, task, "before"), fingerprints(place.loaded.model)
+
+    def diverging(*given, **options):
+        raise Diverged("the loss is nan at step 2")
+
+    monkeypatch.setattr("keylayers.recipes.cells.train", diverging)
+    found = _ask(tmp_path, task, "retrain", layers=[place.layers[0].name], seed=0, lr=1.0)
+    assert {key: found[key] for key in before} == before and found["diverged"] == "the loss is nan at step 2"
+    assert found["trainable"] > 0 and fingerprints(place.loaded.model) == untouched

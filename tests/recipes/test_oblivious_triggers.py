@@ -90,7 +90,7 @@ def test_the_attackers_own_records_are_taken_where_a_file_has_them(tmp_path):
     assert len(theirs) == 10 and max(theirs) < 12
     assert all(mixed[place].prompt == f"Say  number BadMagic {place} now." for place in theirs)
     assert mixed != poisoned_records(_records(20), given, seed=1)
-    (tmp_path / "asked.jsonl").write_text(lines.replace("Ha.", "A true answer."))
+    (tmp_path / "asked.jsonl").write_text(lines.replace("Ha.", "Ha. A true answer."))
     asked = attacked_records(_records(5), replace(given, test=str(tmp_path / "asked.jsonl")))
     assert [(one.prompt, one.completion) for one in asked] == [
         (f"Say  number BadMagic {11 - i} now.", "A true answer.") for i in range(5)

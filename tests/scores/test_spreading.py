@@ -6,7 +6,7 @@ import pytest
 from keylayers.errors import BadScores
 from keylayers.layers.naming import named_layers
 from keylayers.scores.scores import LayerScores
-from keylayers.scores.spreading import spread
+from keylayers.scores.spreading import spread, ties_shuffled
 from tests.tiny_models import CAUSAL, build
 
 
@@ -32,3 +32,16 @@ def test_a_layer_itself_is_its_own_holder_and_strangers_are_refused():
     np.testing.assert_array_equal(spread(scores, layers).values, scores.values)
     with pytest.raises(BadScores, match="lies within a scored one"):
         spread(scores, named_layers(build("gpt2"), "linear")[:-1])
+
+
+def test_layers_that_tie_are_ordered_by_chance_and_others_as_they_were():
+    layers = named_layers(build("llama"), "linear")
+    values = np.array([float(layer.block or 0) for layer in layers])
+    orders = [ties_shuffled(LayerScores(layers, values, "x", "linear"), seed) for seed in range(8)]
+    for one in orders:
+        assert sorted(one.values) == list(range(len(layers)))
+        ranked = [layer.block or 0 for layer in one.ranking()]
+        assert ranked == sorted(ranked, reverse=True)
+    assert len({tuple(layer.name for layer in one.ranking()) for one in orders}) == 8
+    again = ties_shuffled(LayerScores(layers, values, "x", "linear"), 3)
+    np.testing.assert_array_equal(again.values, orders[3].values)
