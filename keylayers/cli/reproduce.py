@@ -82,7 +82,7 @@ def _lfa() -> Paper:
         )
 
     def lacks(asked: lfa.Scale) -> str | None:
-        return NO_IMAGES if len(asked.watched) == 1 else None
+        return None if len(asked.watched) > 1 or asked == lfa.scale_of("smoke") else NO_IMAGES
 
     return Paper(lfa.scale_of, lfa.reproduce, told, lfa_tables.plain, lacks)
 
@@ -97,7 +97,7 @@ def _ssft() -> Paper:
         )
 
     def lacks(asked: ssft.Scale) -> str | None:
-        return NO_IMAGES if len(asked.cleansings) == 1 else None
+        return None if len(asked.cleansings) > 1 or asked == ssft.scale_of("smoke") else NO_IMAGES
 
     return Paper(ssft.scale_of, ssft.reproduce, told, ssft_tables.plain, lacks)
 
@@ -112,7 +112,7 @@ def _clat() -> Paper:
         )
 
     def lacks(asked: clat.Scale) -> str | None:
-        return NO_IMAGES if len(asked.hardenings) == 1 else None
+        return None if len(asked.hardenings) > 1 or asked == clat.scale_of("smoke") else NO_IMAGES
 
     return Paper(clat.scale_of, clat.reproduce, told, clat_tables.plain, lacks)
 

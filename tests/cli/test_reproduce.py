@@ -67,3 +67,12 @@ def test_results_name_variables_and_not_the_places_of_one_machine(monkeypatch):
     monkeypatch.setenv("KEYLAYERS_MODELS", "/somewhere/models")
     monkeypatch.delenv("KEYLAYERS_DATA", raising=False)
     assert placeless('{"model": "/somewhere/models/stories260K"}') == '{"model": "$KEYLAYERS_MODELS/stories260K"}'
+
+
+def test_only_a_scale_that_has_real_images_asks_for_them(monkeypatch):
+    for name in ("KEYLAYERS_MODELS", "KEYLAYERS_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    for paper in ("lfa", "ssft", "clat"):
+        experiment = PAPERS[paper][1]()
+        said = [experiment.lacks(experiment.scale_of(scale)) for scale in ("smoke", "small")]
+        assert said[0] is None and "set KEYLAYERS_MODELS" in said[1]
