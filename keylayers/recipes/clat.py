@@ -1,7 +1,6 @@
 """CLAT (Gopal et al., ICML 2025) put to the test: does adversarial training of the few most fragile layers add more
 robustness than training others, or all?"""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +23,9 @@ from keylayers.recipes.clat_cells import (
     compute,
     fields_of,
 )
-from keylayers.recipes.image_tasks import ImageTask
+from keylayers.recipes.image_tasks import ImageTask, cifar_task, mnist_task
 from keylayers.recipes.lab import Lab
+from keylayers.recipes.places import real_places
 from keylayers.runs import RunFolder
 from keylayers.studies.cells import workers
 from keylayers.training.images import ImageTraining
@@ -96,20 +96,11 @@ def real() -> tuple[Hardening, ...]:
 
     Sized for two cores and an hour: hundreds of images and few epochs, far from where robust training overfits.
     """
-    models, data = (os.environ.get(name) for name in ("KEYLAYERS_MODELS", "KEYLAYERS_DATA"))
-    if not models or not data:
+    if (places := real_places()) is None:
         return ()
-    mnist = ImageTask(
-        "MNIST", f"{data}/vision/mnist_full.npz",
-        sizes={"train": 600, "reference": 10, "calibration": 100, "test": 200},
-        training=ImageTraining(batch_size=100),
-    )  # fmt: skip
-    cifar = ImageTask(
-        "CIFAR-10", f"{data}/vision/cifar10_subset_10k_2k.npz", "keylayers.models.cifar:resnet20",
-        {"train": 1000, "reference": 10, "calibration": 100, "test": 200},
-        ImageTraining(batch_size=100),
-        f"{models}/resnet_cifar10/resnet20.safetensors", held_from_test=True,
-    )  # fmt: skip
+    sizes, batches = {"reference": 10, "calibration": 100, "test": 200}, ImageTraining(batch_size=100)
+    mnist = mnist_task(places, {"train": 600, **sizes}, batches)
+    cifar = cifar_task(places, {"train": 1000, **sizes}, batches)
     # deviates: the paper's eps on CIFAR-10 is 8/255; here 4/255, because after so little training on so few images
     # nothing is right under attacks of 8/255, and then no arm differs from another.
     return (

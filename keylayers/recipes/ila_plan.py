@@ -1,11 +1,11 @@
 """What the ILA study asks: the ways of scoring, the tasks, the arms and how much of each at every scale."""
 
-import os
 from dataclasses import dataclass, field, replace
 
 from keylayers.errors import UnknownName
 from keylayers.recipes.bench import Task
 from keylayers.recipes.inputs import Inputs
+from keylayers.recipes.places import real_places
 from keylayers.recipes.rankings import Way
 from keylayers.recipes.retraining import Rates
 from keylayers.studies.arms import Budget
@@ -139,9 +139,9 @@ def bundled_task(data: str, steps: int = 60, model: str = "bundled:llama") -> Ta
 
 def real_tasks() -> tuple[Task, ...]:
     """Real data on a small real model, where $KEYLAYERS_MODELS and $KEYLAYERS_DATA name folders that hold them."""
-    models, data = (os.environ.get(name) for name in ("KEYLAYERS_MODELS", "KEYLAYERS_DATA"))
-    if not models or not data:
+    if (places := real_places()) is None:
         return ()
+    models, data = places
     sets = {"alpaca": "alignment/alpaca_en_demo.json.gz", "gsm8k": "reasoning/gsm8k_train.jsonl.gz"}
     return tuple(
         Task(

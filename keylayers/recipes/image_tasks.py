@@ -60,6 +60,19 @@ class ImageTask:
         return model.eval()
 
 
+def mnist_task(places: tuple[str, str], sizes: Mapping[str, int], training: ImageTraining) -> ImageTask:
+    """MNIST, and a network that starts from random weights; `places`: of models and of data."""
+    return ImageTask("MNIST", f"{places[1]}/vision/mnist_full.npz", sizes=sizes, training=training)
+
+
+def cifar_task(places: tuple[str, str], sizes: Mapping[str, int], training: ImageTraining) -> ImageTask:
+    """CIFAR-10, and a published ResNet-20, calibrated and tested on images that it never saw."""
+    return ImageTask(
+        "CIFAR-10", f"{places[1]}/vision/cifar10_subset_10k_2k.npz", "keylayers.models.cifar:resnet20", sizes, training,
+        f"{places[0]}/resnet_cifar10/resnet20.safetensors", held_from_test=True,
+    )  # fmt: skip
+
+
 def store(model: nn.Module, folder: Path, key: object, beside: Mapping[str, nn.Module] | None = None) -> str:
     """Writes a model's weights and statistics below a run folder; the file's place there, which the key decides.
 

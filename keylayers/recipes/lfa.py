@@ -1,7 +1,6 @@
 """Layer-wise feature analysis (Jebreel et al., PAKDD 2023) put to the test: do poisoned inputs stand out at the layers
 where classes come together, and more there than elsewhere?"""
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,9 +11,10 @@ from jaxtyping import Float
 from keylayers.errors import UnknownName
 from keylayers.measures.backdoor import LEAST_SUCCESS
 from keylayers.recipes.image_attacks import Backdoor
-from keylayers.recipes.image_tasks import ImageTask
+from keylayers.recipes.image_tasks import ImageTask, cifar_task, mnist_task
 from keylayers.recipes.lab import Lab
 from keylayers.recipes.lfa_cells import ALONE, compute
+from keylayers.recipes.places import real_places
 from keylayers.runs import RunFolder
 from keylayers.studies.cells import workers
 from keylayers.training.images import ImageTraining
@@ -97,20 +97,11 @@ def digits(seeds: int = 10) -> Watched:
 
 def real() -> tuple[Watched, ...]:
     """MNIST, and CIFAR-10 with a published ResNet-20, where $KEYLAYERS_MODELS and $KEYLAYERS_DATA are set."""
-    models, data = (os.environ.get(name) for name in ("KEYLAYERS_MODELS", "KEYLAYERS_DATA"))
-    if not models or not data:
+    if (places := real_places()) is None:
         return ()
-    mnist = ImageTask(
-        "MNIST", f"{data}/vision/mnist_full.npz",
-        sizes={"train": 3000, "reference": 1000, "calibration": 500, "test": 1000},
-        training=ImageTraining(epochs=4),
-    )  # fmt: skip
-    cifar = ImageTask(
-        "CIFAR-10", f"{data}/vision/cifar10_subset_10k_2k.npz", "keylayers.models.cifar:resnet20",
-        {"train": 4000, "reference": 1000, "calibration": 500, "test": 500},
-        ImageTraining(epochs=4, learning_rate=0.02),
-        f"{models}/resnet_cifar10/resnet20.safetensors", held_from_test=True,
-    )  # fmt: skip
+    sizes = {"reference": 1000, "calibration": 500}
+    mnist = mnist_task(places, {"train": 3000, "test": 1000, **sizes}, ImageTraining(epochs=4))
+    cifar = cifar_task(places, {"train": 4000, "test": 500, **sizes}, ImageTraining(epochs=4, learning_rate=0.02))
     attacks = {"patch": Backdoor("patch"), "blend": Backdoor("blend"), "sinusoid": Backdoor("sinusoid", 1.5),
                "warp": Backdoor("warp", 3.0)}  # fmt: skip
     return Watched(mnist, attacks, 5), Watched(cifar, attacks, 3)

@@ -1,6 +1,5 @@
 """What the study of data-oblivious layers asks: starting points, corpora, domains, attacks, and how much of each."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -10,6 +9,7 @@ from keylayers.recipes.inputs import Inputs
 from keylayers.recipes.oblivious_poison import TARGET, Poison
 from keylayers.recipes.oblivious_starts import MIXTURE
 from keylayers.recipes.oblivious_triggers import TRIGGERS
+from keylayers.recipes.places import real_places
 from keylayers.recipes.rankings import Way
 from keylayers.recipes.retraining import Rates
 from keylayers.training.train import TrainSettings
@@ -147,9 +147,9 @@ def bundled_defence(**changes: object) -> Defence:
 
 def real() -> tuple[tuple[Base, ...], tuple[Defence, ...]]:
     """`stories260K`, real corpora, BackdoorLLM's own records, where $KEYLAYERS_MODELS and $KEYLAYERS_DATA are set."""
-    models, data = (os.environ.get(name) for name in ("KEYLAYERS_MODELS", "KEYLAYERS_DATA"))
-    if not models or not data:
+    if (places := real_places()) is None:
         return (), ()
+    models, data = places
     model = f"{models}/stories260K"
     alpaca, gsm8k = f"{data}/alignment/alpaca_en_demo.json.gz", f"{data}/reasoning/gsm8k_train.jsonl.gz"
     texts = (f"{data}/text/tinystories_1000.json.gz", f"{data}/text/wikitext_1000.json.gz")
