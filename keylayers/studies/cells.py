@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any
 
@@ -25,8 +25,6 @@ class Cell:
 
     table: str
     fields: Fields
-    weight: float = field(default=1.0, compare=False)
-    """Expected share of the work, for the estimate of what is left."""
 
     @property
     def key(self) -> str:
@@ -58,13 +56,11 @@ def run_cells(
         twice = next(cell for cell in cells if keys.count(cell.key) > 1)
         raise BadInput(f"study {twice.table!r} asks twice for {dict(twice.fields)}; give each cell once.")
     missing = [cell for cell in cells if not run.has_part(cell.key)]
-    total = sum(cell.weight for cell in cells)
-    done = total - sum(cell.weight for cell in missing)
-    with progress[int](round(1000 * total), label or cells[0].table, start=round(1000 * done)) as bar:
+    with progress[int](len(cells), label or cells[0].table, start=len(cells) - len(missing)) as bar:
         for cell, result in _results(missing, work, workers):
             kept = {"fields": dict(cell.fields), "result": dict(result)}
             run.part(cell.key, kept.copy)
-            bar.advance(round(1000 * cell.weight), text=_shown(cell.fields))
+            bar.advance(text=_shown(cell.fields))
     return [run.part(key, dict)["result"] for key in keys]
 
 

@@ -56,7 +56,7 @@ def test_the_environment_is_put_back(tmp_path, monkeypatch):
 
 
 def test_a_cell_is_known_by_all_its_fields_and_only_by_them():
-    one, same = Cell("a", {"x": 1, "y": [2.5, "b"]}), Cell("a", {"y": [2.5, "b"], "x": 1}, weight=9.0)
+    one, same = Cell("a", {"x": 1, "y": [2.5, "b"]}), Cell("a", {"y": [2.5, "b"], "x": 1})
     others = [Cell("a", {"x": 1}), Cell("b", one.fields), Cell("a", {"x": 1, "y": [2.5, "c"]})]
     assert one.key == same.key and len({one.key, *(other.key for other in others)}) == 4
 
