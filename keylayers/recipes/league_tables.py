@@ -12,6 +12,7 @@ from keylayers.recipes.league import Played
 from keylayers.recipes.league_plan import BLOCK, BLOCKS, ENTRANTS, THIN, TURNS
 from keylayers.recipes.retraining import ALL, RANDOM
 from keylayers.report.standings import Standing
+from keylayers.report.words import plural
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
 
 
@@ -85,13 +86,13 @@ def standings(played: Sequence[Played]) -> Table:
         "MiB added by scoring",
     )  # fmt: skip
     notes = (
-        f"Ranks among {len(names)} arms, 1 is best, means over {len(played)} games (tasks x budgets); by chance every "
-        f"arm would have {(len(names) + 1) / 2:.1f}. ± 95 % over {len(by_seed)} seeds, whose games are not independent "
-        "of each other; tasks and budgets are taken as given. *Cost*: seconds of choosing, stage 1 included where the "
-        "entrant needs it, over those of a stage 1, which is one training of all layers; the search for its "
-        "learning rate is not counted. *MiB*: that scoring added to what the process held, the most over seeds and "
-        "games. *Parameters*: that train, over those of LoRA on all layers, by budget; whole layers and whole ranks do "
-        "not spend a budget to the last; of layers that train by turns a budget at a time.",
+        f"Ranks among {len(names)} arms, 1 is best, means over {plural(len(played), 'game')} (tasks x budgets); by "
+        f"chance every arm would have {(len(names) + 1) / 2:.1f}. ± 95 % over {len(by_seed)} seeds, whose games are "
+        "not independent of each other; tasks and budgets are taken as given. *Cost*: seconds of choosing, stage 1 "
+        "included where the entrant needs it, over those of a stage 1, which is one training of all layers; the search "
+        "for its learning rate is not counted. *MiB*: that scoring added to what the process held, the most over "
+        "seeds and games. *Parameters*: that train, over those of LoRA on all layers, by budget; whole layers and "
+        "whole ranks do not spend a budget to the last; of layers that train by turns a budget at a time.",
         *(f"Left out, {name}: {reason}" for name, reason in unable(played).items()),
     )
     return Table("Standings", columns, tuple(rows), notes)
