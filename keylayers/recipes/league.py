@@ -9,9 +9,9 @@ from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
-from keylayers.recipes.league_plan import ENTRANTS, THIN, TURNS, League
+from keylayers.recipes.league_plan import BEST, ENTRANTS, KINDS, THIN, TURNS, League
 from keylayers.recipes.rankings import candidates, full_rate, rankings
-from keylayers.recipes.retraining import ALL, RANDOM, Sets, best_of, every, kept, random_like, retrained
+from keylayers.recipes.retraining import ALL, RANDOM, SAME_KINDS, Sets, best_of, every, kept, random_like, retrained
 from keylayers.runs import RunFolder
 from keylayers.scores import LayerScores, select
 from keylayers.scores.spreading import ties_shuffled
@@ -34,6 +34,8 @@ class Played:
     rates: Mapping[str, float]
     chosen: Mapping[str, tuple[tuple[str, ...], ...]]
     """Arm -> the layers it chose with every seed."""
+    parts: Mapping[str, str]
+    """Layer -> the part of a block that it lies in, or its name outside of the blocks."""
     seconds: Mapping[str, tuple[float, ...]]
     """Entrant -> seconds of choosing, stage 1 included."""
     peaks: Mapping[str, int]
@@ -78,10 +80,11 @@ def games(desk: Desk, task: Task, league: League) -> Iterator[Played]:
     found = rankings(desk, task, ways, range(league.seeds), rate, optional=True)
     if not found.scores:
         raise BadInput(f"no entrant can score {task.inputs.model} on {task.name}: {'; '.join(found.unable.values())}")
+    layers = next(iter(found.scores.values()))[0].layers
     for share in league.budgets:
         sets = _sets(found.scores, names, Budget(share), league)
         trained, rates = retrained(desk, task, sets, league.seeds, league.rates)
-        for name, rival in _rivals(share, task, league, next(iter(found.scores.values()))[0].layers).items():
+        for name, rival in _rivals(share, task, league, layers).items():
             more, chosen = retrained(desk, task, {name: rival.sets}, league.seeds, league.rates, **rival.options)
             trained |= more
             rates |= chosen
@@ -95,6 +98,7 @@ def games(desk: Desk, task: Task, league: League) -> Iterator[Played]:
             left,
             rates,
             chosen_sets,
+            {layer.name: layer.kind.split(".")[0] for layer in layers},
             found.seconds,
             found.peaks,
             found.whole or tuple(one["seconds"] for one in trained[ALL]),
@@ -107,13 +111,16 @@ def _sets(
     scores: Mapping[str, Sequence[LayerScores]], names: Sequence[str], budget: Budget, league: League
 ) -> dict[str, Sets]:
     """Every arm that chooses a set."""
-    like = next(iter(scores.values()))
-    drawn = [random_like(like, budget, draw=draw + 1) for draw in range(league.draws)]
-    return {
-        **{name: best_of(_untied(name, each), budget, ENTRANTS[name].by) for name, each in scores.items()},
-        RANDOM: lambda seed: [names for one in drawn for names in one(seed)],
-        ALL: every(names),
-    }
+    found = {name: best_of(_untied(name, each), budget, ENTRANTS[name].by) for name, each in scores.items()}
+    found[RANDOM] = _drawn(next(iter(scores.values())), budget, league.draws, RANDOM)
+    if BEST in scores:
+        found[KINDS] = _drawn(scores[BEST], budget, league.draws, SAME_KINDS)
+    return {**found, ALL: every(names)}
+
+
+def _drawn(scores: Sequence[LayerScores], budget: Budget, draws: int, like: str) -> Sets:
+    each = [random_like(scores, budget, draw=draw + 1, like=like) for draw in range(draws)]
+    return lambda seed: [names for one in each for names in one(seed)]
 
 
 def _untied(name: str, scores: Sequence[LayerScores]) -> list[LayerScores]:

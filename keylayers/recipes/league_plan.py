@@ -9,13 +9,15 @@ from keylayers.recipes.rankings import Way
 from keylayers.recipes.retraining import Rates
 
 BLOCK, BLOCKS = "block", "random blocks"
+BEST, KINDS = "midpoint", "random, kinds of midpoint"
+"""The default criterion, and the control that says how much of it is which kinds of layers it chooses."""
 
 ENTRANTS = {
     # what tuning changed
     "ILA (s0 = 4)": Way("learned_mask", {"initial": 4.0, "steps": 100}),
     "ILA (s0 = 0)": Way("learned_mask", {"initial": 0.0, "steps": 100}),
     "path integral": Way("path_integral", {"points": 4}),
-    "midpoint": Way("path_integral", {"points": 1}),
+    BEST: Way("path_integral", {"points": 1}),
     "midpoint, 25 % of stage 1": Way("path_integral", {"points": 1}, 0.25, records=32),
     "midpoint, reversed": Way("path_integral", {"points": 1}, by="reverse"),
     "leave one out": Way("leave_one_out"),

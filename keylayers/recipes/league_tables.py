@@ -1,5 +1,6 @@
 """The league's tables: ranks with intervals over everything played, then every task and budget by itself."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from jaxtyping import Float
 from keylayers.maths.ranks import average_ranks
 from keylayers.measures.intervals import t_interval
 from keylayers.recipes.league import Played
-from keylayers.recipes.league_plan import BLOCK, BLOCKS, ENTRANTS, THIN, TURNS
+from keylayers.recipes.league_plan import BEST, BLOCK, BLOCKS, ENTRANTS, KINDS, THIN, TURNS
 from keylayers.recipes.retraining import ALL, RANDOM
 from keylayers.report.standings import Standing
 from keylayers.report.words import plural
@@ -32,8 +33,9 @@ def introduction(played: Sequence[Played]) -> str:
         f"calibration records. {seeds} seeds, each a procedure of its own. Data: {tasks}. Entrants that score blocks "
         "give each layer the score of its block, and layers outside the blocks the mean; where a budget holds no whole "
         "block, which of a block's layers train is drawn with every seed, so that such an entrant is judged beside "
-        "*random blocks*. *Random, same size* is the mean of several sets of a seed. *Most layers, lower rank* is "
-        "LoRA of the next rank that the budget needs, on as many random layers as it pays for."
+        "*random blocks*. *Random, same size* and *random, kinds of midpoint* (as many layers of each kind as midpoint "
+        "chooses) are means of several sets of a seed. *Most layers, lower rank* is LoRA of the next rank that the "
+        "budget needs, on as many random layers as it pays for."
     )
 
 
@@ -104,7 +106,7 @@ def picture_of(played: Sequence[Played]) -> list[Standing]:
     for place in np.argsort(ranks(played).mean((0, 1))):
         name = names[place]
         cost = [_cost(one, name) for one in played if name in one.seconds]
-        control = name in (RANDOM, TURNS, THIN)
+        control = name in (RANDOM, KINDS, TURNS, THIN)
         found.append(Standing(name, t_interval(gain(played, name)), float(np.mean(cost)) if cost else None, control))
     return found
 
@@ -127,6 +129,8 @@ def claims(played: Sequence[Played]) -> list[Claim]:
         if name != rival:
             text = f"{name} beats {rival}"
             found.append(claim(text, "league", -gain(played, rival), -gain(played, name), "of the gain"))
+    if {BEST, KINDS} <= set(names):
+        found.append(claim(f"{BEST} beats {KINDS}", "league", -gain(played, KINDS), -gain(played, BEST), "of the gain"))
     return sorted(found, key=lambda one: -one.effect.interval.estimate)
 
 
@@ -143,23 +147,31 @@ def table_of(one: Played) -> Table:
         against = [each["test"] for each in one.trained[RANDOM]]
         rows.append(
             (
-                name, f"{len(one.chosen[name][0])}" if name in one.chosen else "", f"{trained[0]['trainable']:,.0f}",
+                name, f"{len(one.chosen[name][0])}" if name in one.chosen else "", _parts(one, name),
+                f"{trained[0]['trainable']:,.0f}",
                 _rate(one, name), plus_minus(losses), f"{np.mean(one.gains(name)):.3f}",
                 "" if name == RANDOM else difference(losses, against),
                 f"{np.mean(one.kept[name]):.3f}" if name in one.kept else "", _forgotten(one, trained),
             )
         )  # fmt: skip
     columns = (
-        "layers chosen by", "layers", "trainable", "lr", "loss, retrained", "gain recovered", "minus random, same size",
-        "loss, changes kept", "control loss, rise",
+        "layers chosen by", "layers", "of them", "trainable", "lr", "loss, retrained", "gain recovered",
+        "minus random, same size", "loss, changes kept", "control loss, rise",
     )  # fmt: skip
     rates = ", ".join(f"{rate:g}" for rate in one.offered)
     notes = (
         f"Before tuning {one.before['test']:.3f} nats per token; test records; 95 %, paired by seed. Learning rates "
-        f"offered: {rates}; *: at the end of what was offered, so that another might serve better.",
+        f"offered: {rates}; *: at the end of what was offered, so that another might serve better. *Of them*: in which "
+        "part of a block, or outside of the blocks, the layers lie, over all seeds (of sets drawn, the first).",
         *(f"The same layers with every seed: {', '.join(names)}." for names in alike(one)),
     )
     return Table(f"{one.task.name}, {one.budget:.0%} of LoRA's parameters", columns, tuple(rows), notes)
+
+
+def _parts(one: Played, name: str) -> str:
+    """Which parts of the network the chosen layers lie in, over all seeds."""
+    found = Counter(one.parts[layer] for names in one.chosen.get(name, ()) for layer in names)
+    return ", ".join(f"{part} {count / found.total():.0%}" for part, count in sorted(found.items()))
 
 
 def _forgotten(one: Played, trained: Sequence[Mapping[str, Any]]) -> str:

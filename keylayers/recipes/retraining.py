@@ -12,8 +12,9 @@ from keylayers.runs import note
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget, chosen_by, controls
 
-ALL, RANDOM = "all", "random, same size"
-"""The arms of all layers, and of random sets of the size of those that a ranking chooses."""
+ALL, RANDOM, SAME_KINDS = "all", "random, same size", "random, same kinds"
+"""The arms of all layers, and of random sets: of the size of those that a ranking chooses, or with as many layers of
+each kind."""
 
 Sets = Callable[[int], Sequence[Sequence[str]]]
 """Seed -> the sets of layers trained under it; what they give is averaged."""
@@ -32,9 +33,9 @@ def best_of(scores: Sequence[LayerScores], budget: Budget, by: str = "score") ->
     return lambda seed: [chosen_by(scores[seed], budget, by).names]
 
 
-def random_like(scores: Sequence[LayerScores], budget: Budget, *, draw: int) -> Sets:
-    """A random set of the size of each seed's best; another `draw` gives other sets."""
-    return lambda seed: [controls(scores[seed], budget, draws=1, seed=1000 * draw + seed)[RANDOM].choice(0).names]
+def random_like(scores: Sequence[LayerScores], budget: Budget, *, draw: int, like: str = RANDOM) -> Sets:
+    """A random set of the size, or of the kinds, of each seed's best; another `draw` gives other sets."""
+    return lambda seed: [controls(scores[seed], budget, draws=1, seed=1000 * draw + seed)[like].choice(0).names]
 
 
 @dataclass(frozen=True)

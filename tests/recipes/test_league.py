@@ -1,5 +1,7 @@
 """The league in a planted world: who knows what layers are worth wins, at every budget, and beats random sets."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from keylayers.errors import BadInput, UnknownName
 from keylayers.recipes import league_tables
 from keylayers.recipes.ila_plan import bundled_task
 from keylayers.recipes.league import games
-from keylayers.recipes.league_plan import ENTRANTS, THIN, TURNS, League, entrants_of
+from keylayers.recipes.league_plan import BEST, ENTRANTS, KINDS, THIN, TURNS, League, entrants_of
 from keylayers.recipes.retraining import ALL, RANDOM, Rates
 from keylayers.report.standings import draw_standings
 from keylayers.runs import open_run
@@ -54,7 +56,29 @@ def test_every_set_spends_the_budget_and_rivals_are_asked_for_as_they_are(tmp_pa
     turns = [each["turns"] for each in options if "turns" in each]
     assert turns[0] == {"every": 5, "policy": f"random:params={100 * Budget(0.3).share:g}%:of=lora:seed={{draw}}"}
     drawn = [tuple(each["layers"]) for each in options if "turns" not in each and "rank" not in each]
-    assert len(set(drawn)) == 2 + 1 + 6  # the best of two seeds, all, three random sets of each seed
+    assert len(set(drawn)) == 2 + 1 + 6 + 6  # the best of two seeds, all, three random sets of either sort of each seed
+
+
+def test_random_sets_of_its_kinds_show_how_much_of_the_best_is_kinds(played):
+    kinds = {layer.name: layer.kind for layer in PlantedDesk(None).layers(bundled_task("pirate"))}
+    for one in played:
+        for best, drawn in zip(one.chosen[BEST], one.chosen[KINDS], strict=True):
+            assert Counter(map(kinds.get, best)) == Counter(map(kinds.get, drawn)) and set(best) != set(drawn)
+    text = f"{BEST} beats {KINDS}"
+    (found,) = [claim for claim in league_tables.claims(played) if claim.text == text]
+    ours, theirs = (league_tables.gain(played, name) for name in (BEST, KINDS))
+    assert found.effect.interval.estimate == pytest.approx(np.mean(ours - theirs))
+
+
+def test_tables_say_where_the_chosen_layers_lie(played):
+    one = played[0]
+    shown = {row[0]: row[2] for row in league_tables.table_of(one).rows}
+    names = [name for names in one.chosen[BEST] for name in names]
+    shares = {part: np.mean([f".{part}." in name for name in names]) for part in ("mlp", "self_attn")}
+    shares["lm_head"] = np.mean([name == "lm_head" for name in names])
+    for part, share in shares.items():
+        assert (f"{part} {share:.0%}" in shown[BEST].split(", ")) == (share > 0)
+    assert shown[ALL].startswith("lm_head 1%") and shown[TURNS] == ""
 
 
 def test_layers_of_one_block_come_in_another_order_with_every_seed(tmp_path):
@@ -121,8 +145,8 @@ def test_every_criterion_has_its_entrants():
 def test_the_picture_has_every_arm_in_the_order_of_the_table(played, tmp_path):
     shown = league_tables.picture_of(played)
     assert [one.name for one in shown] == [row[0] for row in league_tables.standings(played).rows]
-    assert {one.name for one in shown if one.control} == {RANDOM, TURNS, THIN}
-    assert {one.name for one in shown if one.cost is None} == {RANDOM, TURNS, THIN}
+    assert {one.name for one in shown if one.control} == {RANDOM, KINDS, TURNS, THIN}
+    assert {one.name for one in shown if one.cost is None} == {RANDOM, KINDS, TURNS, THIN}
     files = draw_standings(shown, tmp_path)
     drawn = files[0].read_text()
     assert [file.name for file in files] == ["league.svg", "league.png"] and all(one.name in drawn for one in shown)
