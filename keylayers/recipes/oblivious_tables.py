@@ -146,19 +146,17 @@ def adaptation_table(one: Adapted) -> Table:
     for arm in sorted(one.trained, key=lambda name: float(np.mean(one.losses(name)))):
         first = one.trained[arm][0]
         sets = "; ".join(" ".join(map(str, each)) for each in one.blocks.get(arm, ()))
-        full = np.array(one.losses(ALL))
-        gain = (one.before["test"] - np.array(one.losses(arm))) / (one.before["test"] - full)
+        gain = f"{one.gains(arm).mean():.3f}" if one.judged else ""
         against = "" if arm == others else difference(one.losses(arm), one.losses(others))
         trainable = f"{first['trainable']:,.0f}"
-        rows.append(
-            (arm, sets, trainable, f"{one.rates[arm]:g}", plus_minus(one.losses(arm)), f"{gain.mean():.3f}", against)
-        )
+        rows.append((arm, sets, trainable, f"{one.rates[arm]:g}", plus_minus(one.losses(arm)), gain, against))
     columns = (
         "blocks trained", "which, first seed", "trainable", "lr", "test loss", "gain recovered", f"minus {others}",
     )  # fmt: skip
     notes = (
         f"Before {one.before['test']:.3f} nats per token; {len(one.trained[ALL])} seeds; ± is 95 %, paired by seed. "
         f"LoRA on every matrix of the blocks; *all* has the head too. The paper (full tuning): {PAPER['adaptation']}.",
+        *(() if one.judged else ("Not judged: training everything does not lower the loss of calibration records.",)),
     )
     return Table(f"{one.start.name}: {one.task.name}, few blocks trained", columns, tuple(rows), notes)
 

@@ -52,6 +52,16 @@ class Adapted:
         """Test loss per seed."""
         return [one["test"] for one in self.trained[arm]]
 
+    @property
+    def judged(self) -> bool:
+        """Whether training everything lowers the loss of calibration records: else there is nothing to recover."""
+        return bool(np.mean([one["calibration"] for one in self.trained[ALL]]) < self.before["calibration"])
+
+    def gains(self, arm: str) -> Float[np.ndarray, " seeds"]:
+        """Share of the gain of training everything that an arm recovers, per seed."""
+        full, before = np.array(self.losses(ALL)), self.before["test"]
+        return (before - np.array(self.losses(arm))) / (before - full)
+
 
 @dataclass(frozen=True)
 class Defended:

@@ -15,7 +15,7 @@ from keylayers.recipes.oblivious_plain import plain
 from keylayers.recipes.oblivious_plan import Adaptation, Base, Defence, Removal, Scale, scale_of
 from keylayers.recipes.oblivious_poison import Poison
 from keylayers.recipes.oblivious_sets import CRITICAL, LAST, LEAST, MIXED, OTHERS, block_sets, random_blocks, size_of
-from keylayers.recipes.oblivious_tables import introduction, tables
+from keylayers.recipes.oblivious_tables import adaptation_table, introduction, tables
 from keylayers.recipes.oblivious_training import NONE, Adapted
 from keylayers.recipes.retraining import ALL, Rates
 from keylayers.runs import open_run
@@ -113,13 +113,29 @@ def test_claims_follow_the_losses(study, others, verdict):
     noise = np.array([0.0, 0.01, -0.01, 0.02, -0.02])
 
     def told(mean: float, shift: int) -> tuple[dict[str, float], ...]:
-        return tuple({"test": float(value)} for value in mean + np.roll(noise, shift))
+        return tuple(
+            {"test": float(value), "calibration": mean, "trainable": 9} for value in mean + np.roll(noise, shift)
+        )
 
     blocks = {arm: ((index, index + 1),) for index, arm in enumerate((CRITICAL, OTHERS, LEAST, LAST))}
     trained = {CRITICAL: told(2.0, 0), OTHERS: told(others, 1), LEAST: told(3.0, 2), LAST: told(3.0, 2)}
-    (first, *_rest) = worth_training([Adapted(one.start, one.task, one.before, blocks, trained, one.rates)])
+
+    def measured(everything: float, before: float = 5.0) -> Adapted:
+        losses = {"test": before, "calibration": before}
+        return Adapted(one.start, one.task, losses, blocks, {**trained, ALL: told(everything, 0)}, rates)
+
+    rates = dict.fromkeys((*trained, ALL), 0.01)
+
+    (first, *_rest) = worth_training([measured(1.0)])
     assert first.text.endswith(f"beat {OTHERS}") and first.verdict == verdict
     assert first.effect.interval.estimate == pytest.approx(others - 2.0)
+    pooled, *_rest = worth_training([measured(1.0), measured(0.0), measured(6.0)])  # the third learns nothing
+    assert pooled.text == f"2 domains and starts: critical blocks beat {OTHERS}"
+    shares = [(others - 2.0) / 4, (others - 2.0) / 5]  # of the gain
+    assert pooled.effect.interval.estimate == pytest.approx(np.mean(shares), abs=1e-3)
+    assert worth_training([measured(6.0)]) == []
+    assert "Not judged" in adaptation_table(measured(6.0)).notes[1]
+    assert {row[5] for row in adaptation_table(measured(6.0)).rows} == {""}
 
 
 def test_random_sets_are_other_sets_of_the_size():
