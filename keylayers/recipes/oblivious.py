@@ -48,5 +48,6 @@ def studies(desk: Desk, scale: Scale) -> Iterator[Study]:
                 yield known
     for defence in scale.defences:
         for one in chosen(found, defence.base, defence.starts):
-            known = replace(known, defended=(*known.defended, *defended(desk, one, defence)))
-            yield known
+            for guarded in defended(desk, one, defence):
+                known = replace(known, defended=(*known.defended, guarded))
+                yield known

@@ -208,7 +208,7 @@ def scale_of(name: str) -> Scale:
             bases,
             adaptation=Adaptation(("llama", *(one.name for one in more))),
             removal=Removal(chains),
-            defences=(bundled_defence(), *attacks),
+            defences=(bundled_defence(shares=(0.25,)), *attacks),
         )
     if name == "full":
         asked = scale_of("small")
@@ -218,7 +218,10 @@ def scale_of(name: str) -> Scale:
             seeds=5,
             adaptation=replace(asked.adaptation, bases=tuple(one.name for one in asked.bases), seeds=8, draws=3),
             removal=replace(asked.removal, records=200, task=replace_held_out(chains, 256)),
-            defences=tuple(replace(one, starts=("base", "tuned"), seeds=8, draws=3) for one in asked.defences),
+            defences=tuple(
+                replace(one, starts=("base", "tuned"), seeds=8, draws=3)
+                for one in (bundled_defence(), *asked.defences[1:])
+            ),
         )
     raise UnknownName("scale", name, ("smoke", "small", "full"))
 

@@ -1,7 +1,7 @@
 """Critical blocks put to use: trained alone on a domain, frozen while poisoned data is tuned on, stripped of their top
 components."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -123,7 +123,7 @@ def adapted(desk: Desk, found: Profiled, task: Task, asked: Adaptation) -> Adapt
     return Adapted(found.start, own, desk.ask(own, "before", [{}])[0], _first(sets), trained, rates)
 
 
-def defended(desk: Desk, found: Profiled, asked: Defence) -> list[Defended]:
+def defended(desk: Desk, found: Profiled, asked: Defence) -> Iterator[Defended]:
     """Every share of blocks frozen under every attack; each arm at the rate that serves it on clean records."""
     task = on(asked.task, found.start.model)
     blocks, outside = layers_of(desk, task)
@@ -131,7 +131,6 @@ def defended(desk: Desk, found: Profiled, asked: Defence) -> list[Defended]:
         name: desk.ask(task, "unpoisoned", [{"poison": asdict(one), "asks": WORDS}])[0]
         for name, one in asked.poisons.items()
     }
-    results = []
     for share in asked.shares:
         size = size_of(share, len(blocks))
         sets = {name: one for name, one in block_sets(found.order, size, asked.draws).items() if name in DEFENDING}
@@ -139,8 +138,7 @@ def defended(desk: Desk, found: Profiled, asked: Defence) -> list[Defended]:
         arms[NONE] = frozen_sets(lambda seed: [()], blocks, outside)
         rates = best_rates(desk, task, arms, asked.rates)[0]
         tuned = {name: _poisoned(desk, task, arms, rates, asked, name) for name in asked.poisons}
-        results.append(Defended(found.start, task, size, before, _first(sets), tuned, rates))
-    return results
+        yield Defended(found.start, task, size, before, _first(sets), tuned, rates)
 
 
 def _poisoned(
