@@ -39,6 +39,8 @@ def show_agreement(
     files: list[Path], top: str, acted: str, plot: Path | None, out: Path | None = None, fresh: bool = False
 ) -> None:
     """`keylayers compare`: agreement with chance levels; two rankings in detail, more as a table."""
+    if any(leagues := [_league_figures(file) for file in files]):
+        return _show_leagues(files, leagues)
     from keylayers.scores import agreement, agreements, load_scores
     from keylayers.scores.hub import score_files
 
@@ -66,6 +68,35 @@ def show_agreement(
         "acted": acted,
     }
     _store_comparison(settings, scores, table, out, fresh)
+
+
+def _league_figures(place: Path) -> Path | None:
+    """The figures of a league in this folder or file, if it holds one; told without what playing a league imports."""
+    file = place / "league.json" if place.is_dir() else place
+    if not file.is_file():
+        return None
+    with file.open("rb") as opened:
+        return file if b'"games"' in opened.read(64) else None  # the first key; `write_json` keeps the order
+
+
+def _show_leagues(files: list[Path], figures: list[Path | None]) -> None:
+    """Whether two leagues rank the ways of choosing layers alike."""
+    if len(files) != 2 or None in figures:
+        raise BadInput(
+            f"compare: {', '.join(map(str, files))}: a league is compared with one other league: expected two runs of "
+            "`keylayers league`, or their league.json."
+        )
+    quiet_libraries()
+    from keylayers.recipes.league_agreement import COLUMNS, read_gains, rows
+
+    first, second = (read_gains(file) for file in figures if file is not None)
+    labels = _labels(files)
+    say(f"Do they rank the ways of choosing layers alike, by the gain recovered? {labels[0]} / {labels[1]}")
+    say(table(COLUMNS, rows(first, second)))
+    say(
+        "Spearman's correlation of the two leagues, and of two seeds of each, the mean over pairs: what its own noise "
+        "leaves. p two-sided, by chance alone; rough, since ways are no independent sample"
+    )
 
 
 def _store_comparison(
