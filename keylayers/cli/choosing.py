@@ -77,7 +77,9 @@ def score(
 
 
 def compare(
-    files: Annotated[list[Path], typer.Argument(help="Two or more score files, scoring runs or hub user/repo; or two leagues.")],
+    files: Annotated[
+        list[Path], typer.Argument(help="Two or more score files, scoring runs or hub user/repo; or two leagues.")
+    ],
     top: Annotated[str, typer.Option(help="Share of layers in the top set.")] = "75%",
     acted: Annotated[str, typer.Option(help="Which set is acted on: top (tuned) or bottom (frozen).")] = "top",
     plot: Annotated[Path | None, typer.Option(help="Heatmap of scores and agreement, .svg or .png.")] = None,

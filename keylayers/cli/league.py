@@ -20,7 +20,6 @@ def run_league(options: Mapping[str, Any]) -> None:
     if options["processes"] < 1:
         raise BadInput(f"--processes {options['processes']}: expected at least 1.")
     folder = options["out"] or Path("runs") / "league"
-    say(f"league on {options['model']}; results in {folder}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_libraries()
     from keylayers.recipes.league import play
@@ -30,6 +29,7 @@ def run_league(options: Mapping[str, Any]) -> None:
     from keylayers.studies.pages import page
 
     league = _league(options, budgets)
+    say(f"league on {options['model']}; results in {folder}")
     for task in league.tasks:
         task.inputs.load_splits()  # bad data is known before anything is computed
     settings = {key: value for key, value in options.items() if key not in ("out", "processes", "fresh")}

@@ -148,15 +148,18 @@ def hardened(
 def rifted(
     folder: Path, *, task: Mapping[str, Any], plan: Mapping[str, Any], seed: int, file: str, choose: str
 ) -> dict[str, Any]:
-    """Clean fine-tuning of few layers, taken back as far as robustness needs it."""
+    """Clean fine-tuning of few layers, taken back as far as robustness needs it; diverged, it gets no image right."""
     own, how = ImageTask.of(task), Plan(**plan)
     parts, model = own.parts(seed), own.trained(folder / file)
     chosen = _Choosing(parts, how, choose, seed)(model)
     settings = RiftSettings(_training(own, how.epochs, how.learning_rate / 10, seed), how.attack(seed))
-    made = rift(model, chosen, *parts.train.tensors(), settings, calibration=parts.calibration.tensors())
+    shared = {"trained": sum(layer.size for layer in chosen.chosen), "selections": [[0, list(chosen.names)]]}
+    try:
+        made = rift(model, chosen, *parts.train.tensors(), settings, calibration=parts.calibration.tensors())
+    except Diverged as error:
+        return {**shared, "last": NOTHING, "best": NOTHING, "share": 0.0, "diverged": str(error)}
     found = _measured(model, parts, how, seed)
-    return {"last": found, "best": found, "share": made.share, "trained": sum(layer.size for layer in chosen.chosen),
-            "selections": [[0, list(chosen.names)]]}  # fmt: skip
+    return {**shared, "last": found, "best": found, "share": made.share}
 
 
 class _Choosing:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from keylayers.measures.gain import recovered_gain
 from keylayers.recipes.ila import TaskResults
 from keylayers.recipes.retraining import ALL, RANDOM
 from keylayers.studies.pages import Claim, Table, claim, difference, plus_minus
@@ -12,9 +13,8 @@ from keylayers.studies.pages import Claim, Table, claim, difference, plus_minus
 
 def gains(result: TaskResults, arm: str, on: str = "test") -> Float[np.ndarray, " seeds"]:
     """Share of the gain of training all layers that an arm recovers on a part of the records, per seed."""
-    before = result.before[on]
-    full = np.array([one[on] for one in result.retrained[ALL]])
-    return (before - np.array([one[on] for one in result.retrained[arm]])) / (before - full)
+    losses, full = ([one[on] for one in result.retrained[name]] for name in (arm, ALL))
+    return recovered_gain(result.before[on], losses, full)
 
 
 def pooled(results: Sequence[TaskResults], arm: str, on: str = "test") -> Float[np.ndarray, " seeds"]:

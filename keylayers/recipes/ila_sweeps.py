@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keylayers.measures.gain import recovered_gain
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
 from keylayers.recipes.ila_plan import WAYS, Sweep, bundled_task
@@ -28,8 +29,7 @@ class Swept:
 
     def gains(self, arm: str, share: float) -> np.ndarray:
         """Share of the gain of training all layers that is recovered, per seed."""
-        full = np.array(self.losses[ALL, 1.0])
-        return (self.before - np.array(self.losses[arm, share])) / (self.before - full)
+        return recovered_gain(self.before, self.losses[arm, share], self.losses[ALL, 1.0])
 
 
 def sweeps(desk: Desk, asked: Sweep) -> tuple[Swept, Swept]:

@@ -5,8 +5,12 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
+from keylayers.measures.gain import recovered_gain
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
 from keylayers.recipes.league_plan import BEST, ENTRANTS, KINDS, THIN, TURNS, League
@@ -47,12 +51,10 @@ class Played:
     unable: Mapping[str, str] = field(default_factory=dict)
     """Entrant -> why it cannot score this model; it is in none of the above."""
 
-    def gains(self, arm: str) -> list[float]:
+    def gains(self, arm: str) -> Float[np.ndarray, " seeds"]:
         """Share of the gain of training all layers that an arm recovers, per seed."""
-        full = [one["test"] for one in self.trained[ALL]]
-        ours = [one["test"] for one in self.trained[arm]]
-        before = self.before["test"]
-        return [(before - loss) / (before - best) for loss, best in zip(ours, full, strict=True)]
+        losses, full = ([one["test"] for one in self.trained[name]] for name in (arm, ALL))
+        return recovered_gain(self.before["test"], losses, full)
 
 
 def play(league: League, run: RunFolder, processes: int = 2) -> Iterator[tuple[Played, ...]]:

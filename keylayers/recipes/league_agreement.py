@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from keylayers.errors import BadInput
 from keylayers.maths.ranks import Correlation, spearman
+from keylayers.measures.gain import recovered_gain
 from keylayers.recipes.league_plan import ENTRANTS
 from keylayers.recipes.retraining import ALL
 from keylayers.runs import read_json
@@ -50,11 +51,8 @@ def read_gains(path: Path) -> dict[str, Float[np.ndarray, " seeds"]]:
 
 
 def _recovered(game: Mapping[str, Any], name: str) -> Float[np.ndarray, " seeds"]:
-    def losses(arm: str) -> Float[np.ndarray, " seeds"]:
-        return np.array([one["test"] for one in game["arms"][arm]["trained"]])
-
-    before = game["before"]["test"]
-    return (before - losses(name)) / (before - losses(ALL))
+    losses, full = ([one["test"] for one in game["arms"][arm]["trained"]] for arm in (name, ALL))
+    return recovered_gain(game["before"]["test"], losses, full)
 
 
 def untuned(ways: Sequence[str]) -> tuple[str, ...]:

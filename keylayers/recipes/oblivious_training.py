@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from keylayers.measures.backdoor import LEAST_SUCCESS
+from keylayers.measures.gain import recovered_gain
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk, averaged
 from keylayers.recipes.oblivious_plan import Adaptation, Defence, Removal, on
@@ -59,8 +60,7 @@ class Adapted:
 
     def gains(self, arm: str) -> Float[np.ndarray, " seeds"]:
         """Share of the gain of training everything that an arm recovers, per seed."""
-        full, before = np.array(self.losses(ALL)), self.before["test"]
-        return (before - np.array(self.losses(arm))) / (before - full)
+        return recovered_gain(self.before["test"], self.losses(arm), self.losses(ALL))
 
 
 @dataclass(frozen=True)

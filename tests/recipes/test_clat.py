@@ -87,6 +87,23 @@ def test_an_arm_that_diverges_gets_no_image_right_and_the_page_counts_it(found, 
     assert row[-1] == "1 of 2"
 
 
+def test_rift_that_diverges_gets_no_image_right_either(found, monkeypatch):
+    one, folder = found
+
+    def broken(*given, **options):
+        raise Diverged("the loss is inf in epoch 1")
+
+    monkeypatch.setattr(clat_cells, "rift", broken)
+    made = clat_cells.rifted(
+        folder, task=one.hardening.task.fields(), plan=clat_cells.fields_of(PLAN), seed=0,
+        file=one.arms[START][0]["last"]["file"], choose=RIFT["RiFT"],
+    )  # fmt: skip
+    assert made["diverged"] == "the loss is inf in epoch 1" and made["last"]["robust"] == 0.0 and made["share"] == 0.0
+    arms = {**one.arms, "RiFT": (made, one.arms["RiFT"][1])}
+    (row,) = [row for row in arms_table(replace(one, arms=arms)).rows if row[0] == "RiFT"]
+    assert row[-1] == "1 of 2"
+
+
 def test_the_worst_case_counts_an_image_that_any_attack_turns(found, monkeypatch):
     """Planted outcomes: the attack on the loss turns the first half, that on the features every third image."""
     hardening, count = found[0].hardening, 60
