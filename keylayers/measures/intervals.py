@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from keylayers.errors import BadInput
 
+_ROUNDING = 1e-12  # of the values: below it, differences are equal
 _NODES = 10_000  # of the quadrature behind a detectable difference: six digits at one degree of freedom
 
 
@@ -38,7 +39,8 @@ class PairedDifference:
     p_value: float
     """Two-sided paired t-test of no difference; where all differences are equal, the sign test's."""
     detectable: float
-    """Smallest true difference that this many seeds, this variable, would have shown with power 0.8."""
+    """Smallest true difference that this many seeds, this variable, would have shown with power 0.8; 0 where all
+    differences are equal, which tells nothing of it."""
     pairs: int
 
 
@@ -91,12 +93,14 @@ def paired_difference(
         )
     differences = _sample(np.asarray(first, dtype=float) - np.asarray(second, dtype=float), level)
     interval, spread = t_interval(differences, level=level), float(differences.std(ddof=1))
-    if spread > 0:
+    # shares of images differ in their last bit where they are equal, and a spread of rounding makes anything certain
+    tiny = _ROUNDING * float(np.abs(np.asarray([first, second])).max())
+    if spread > tiny:
         statistic = interval.estimate / (spread / math.sqrt(len(differences)))
         p_value = float(2 * stats.t.sf(abs(statistic), len(differences) - 1))
     else:
         # equal differences tell nothing of their spread: no more than all of one sign, the sign test's least p
-        p_value = 1.0 if interval.estimate == 0 else 2.0 ** (1 - len(differences))
+        spread, p_value = 0.0, 1.0 if abs(interval.estimate) <= tiny else 2.0 ** (1 - len(differences))
     detectable = detectable_difference(spread, len(differences), alpha=1 - level, power=power)
     return PairedDifference(interval, p_value, detectable, len(differences))
 

@@ -31,7 +31,8 @@ from keylayers.runs.quiet import quiet_libraries
 from keylayers.scores import LayerScores, Selection, select
 from keylayers.training.images import ImageTraining
 
-NOTHING = {"clean": 0.0, "loss": 0.0, "features": 0.0, "robust": 0.0, "flags": []}
+NOTHING: Mapping[str, Any] = {"clean": 0.0, "loss": 0.0, "features": 0.0, "robust": 0.0, "flags": []}
+"""Figures of a network that is not there: it gets no image right."""
 SIZE = 128  # images of a batch that layers are chosen on
 ALL, EVERY, CRITICAL, LEAST, CAPACITY = "all", "every", "critical", "least critical", "least robust capacity"
 RANDOM, ALIKE = "random", "random, same size"
@@ -91,7 +92,7 @@ def started(folder: Path, *, task: Mapping[str, Any], plan: Mapping[str, Any], s
     )
     made = harden(model, _everything(model), *parts.train.tensors(), settings)
     file = store(model, folder, ["started", dict(task), dict(plan), seed])
-    return {"file": file, **_measured(model, parts, how, seed), "losses": list(made.losses)}
+    return {"last": file, "best": file, "trained": 0, "losses": list(made.losses)}
 
 
 def hardened(
@@ -104,9 +105,10 @@ def hardened(
     arm: Mapping[str, Any],
     rate: float,
 ) -> dict[str, Any]:
-    """One arm from the start of its seed: accuracy of the last epoch, and of the best on calibration images.
+    """One arm from the start of its seed; the networks of the last epoch and of the best on calibration images stay in
+    the folder. No test image is looked at.
 
-    `rate`: times the plan's learning rate. A training that diverges leaves no network: it gets no image right.
+    `rate`: times the plan's learning rate. A training that diverges leaves no network.
     """
     own, how, asked = ImageTask.of(task), Plan(**plan), Arm(**arm)
     parts, model = own.parts(seed), own.trained(folder / file)
@@ -129,37 +131,64 @@ def hardened(
         with torch.random.fork_rng(devices=[]):
             made = harden(model, first, *parts.train.tensors(), settings, reselect=again, watch=watch)
     except Diverged as error:
-        return {
-            "last": NOTHING, "best": NOTHING, "trained": sum(layer.size for layer in first.chosen),
-            "selections": [[0, list(first.names)]], "losses": [], "watched": [0.0], "diverged": str(error),
-        }  # fmt: skip
-    found = {
-        "last": _measured(model, parts, how, seed),
+        return {**_diverged(first, error), "losses": [], "watched": [0.0]}
+    key = ["hardened", dict(task), dict(plan), seed, file, dict(arm), rate]
+    last = store(model, folder, [*key, "last"])
+    if made.best_epoch != how.epochs - 1:
+        model.load_state_dict(dict(made.best or {}))
+    return {
+        "last": last,
+        "best": last if made.best_epoch == how.epochs - 1 else store(model, folder, [*key, "best"]),
         "trained": fmean(sum(layer.size for layer in each.chosen) for _, each in made.selections),
         "selections": [[epoch, list(selection.names)] for epoch, selection in made.selections],
         "losses": list(made.losses),
         "watched": list(made.watched),
+        "best_epoch": made.best_epoch,
     }
-    assert made.best is not None
-    model.load_state_dict(dict(made.best))
-    return {**found, "best": _measured(model, parts, how, seed), "best_epoch": made.best_epoch}
 
 
 def rifted(
     folder: Path, *, task: Mapping[str, Any], plan: Mapping[str, Any], seed: int, file: str, choose: str
 ) -> dict[str, Any]:
-    """Clean fine-tuning of few layers, taken back as far as robustness needs it; diverged, it gets no image right."""
+    """Clean fine-tuning of few layers, taken back as far as robustness needs it; `share` is what is kept of it."""
     own, how = ImageTask.of(task), Plan(**plan)
     parts, model = own.parts(seed), own.trained(folder / file)
     chosen = _Choosing(parts, how, choose, seed)(model)
     settings = RiftSettings(_training(own, how.epochs, how.learning_rate / 10, seed), how.attack(seed))
-    shared = {"trained": sum(layer.size for layer in chosen.chosen), "selections": [[0, list(chosen.names)]]}
     try:
         made = rift(model, chosen, *parts.train.tensors(), settings, calibration=parts.calibration.tensors())
     except Diverged as error:
-        return {**shared, "last": NOTHING, "best": NOTHING, "share": 0.0, "diverged": str(error)}
-    found = _measured(model, parts, how, seed)
-    return {**shared, "last": found, "best": found, "share": made.share}
+        return {**_diverged(chosen, error), "share": 0.0}
+    place = store(model, folder, ["rifted", dict(task), dict(plan), seed, file, choose])
+    return {"last": place, "best": place, "share": made.share, **_of(chosen)}
+
+
+def _diverged(chosen: Selection, error: Diverged) -> dict[str, Any]:
+    return {"last": None, "best": None, **_of(chosen), "diverged": str(error)}
+
+
+def _of(chosen: Selection) -> dict[str, Any]:
+    return {"trained": sum(layer.size for layer in chosen.chosen), "selections": [[0, list(chosen.names)]]}
+
+
+def measured(
+    folder: Path, *, task: Mapping[str, Any], plan: Mapping[str, Any], seed: int, file: str, checked: bool
+) -> dict[str, Any]:
+    """Accuracy on test images: clean, under attacks on the loss and on the features of every convolution, and under the
+    worst of both; if `checked`, what suggests that gradients are masked."""
+    own, how = ImageTask.of(task), Plan(**plan)
+    model = own.trained(folder / file)
+    x, y = own.parts(seed).test.tensors()
+    loss = Pgd(Ball(how.eps), how.test_steps, restarts=2, seed=1 + seed)
+    features = FeatureAttack(tuple(layer.name for layer in _candidates(model)), Pgd(Ball(how.eps), how.test_steps))
+    found = [robust_accuracy(model, x, y, attack) for attack in (loss, features)]
+    return {
+        "clean": clean_accuracy(model, x, y).accuracy,
+        "loss": found[0].accuracy,
+        "features": found[1].accuracy,
+        "robust": worst_case(*found).accuracy,
+        "flags": list(sanity(model, x[:100], y[:100], loss).raised) if checked else [],
+    }
 
 
 class _Choosing:
@@ -223,24 +252,12 @@ def _training(task: ImageTask, epochs: int, rate: float, seed: int) -> ImageTrai
     return replace(task.training, epochs=epochs, learning_rate=rate, seed=seed)
 
 
-def _measured(model: nn.Module, parts: ImageParts, plan: Plan, seed: int) -> dict[str, Any]:
-    """Accuracy on test images: clean, under attacks on the loss and on the features of every convolution, and under the
-    worst of both; and what suggests that gradients are masked."""
-    x, y = parts.test.tensors()
-    loss = Pgd(Ball(plan.eps), plan.test_steps, restarts=2, seed=1 + seed)
-    features = FeatureAttack(tuple(layer.name for layer in _candidates(model)), Pgd(Ball(plan.eps), plan.test_steps))
-    found = [robust_accuracy(model, x, y, attack) for attack in (loss, features)]
-    flags = sanity(model, x[:100], y[:100], loss)
-    return {
-        "clean": clean_accuracy(model, x, y).accuracy,
-        "loss": found[0].accuracy,
-        "features": found[1].accuracy,
-        "robust": worst_case(*found).accuracy,
-        "flags": list(flags.raised),
-    }
-
-
-DO: dict[str, Callable[..., dict[str, Any]]] = {"started": started, "hardened": hardened, "rifted": rifted}
+DO: dict[str, Callable[..., dict[str, Any]]] = {
+    "started": started,
+    "hardened": hardened,
+    "rifted": rifted,
+    "measured": measured,
+}
 
 
 def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:

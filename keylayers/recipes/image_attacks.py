@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from keylayers.data.images import ImageParts
-from keylayers.errors import BadInput, UnknownName
+from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.maths.triggers import Blend, Patch, Sinusoid, Trigger, Warp
 from keylayers.measures.backdoor import Attacked, attacked, backdoor_figures, predicted_classes
 from keylayers.recipes.image_tasks import ImageTask, store
@@ -133,12 +133,23 @@ def density_of(attack: Backdoor) -> float:
 def make_victim(
     folder: Path, *, task: Mapping[str, Any], seed: int, attack: Mapping[str, Any] | None, benign: str | None = None
 ) -> dict[str, Any]:
-    """Cell: trains and stores a model, attacked or not; how it treats clean and triggered test images."""
+    """Cell: trains and stores a model, attacked or not; how it treats clean and triggered test images.
+
+    A training that diverges leaves no model, and its attack does not succeed.
+    """
     own, how = ImageTask.of(task), None if attack is None else Backdoor(**attack)
     parts, model = own.parts(seed), own.untrained(seed)
     settings = ImageTraining(**{**vars(own.training), "seed": seed})
     clean = None if benign is None else own.trained(folder / benign)
-    trigger = train_under(model, parts, settings, how, clean)
+    try:
+        trigger = train_under(model, parts, settings, how, clean)
+    except Diverged as error:
+        return {
+            "file": None,
+            "accuracy": 0.0,
+            "figures": {"attack_success_rate": [0.0, 0.0, 0.0]},
+            "diverged": str(error),
+        }
     extra = {GENERATOR: trigger.generator} if isinstance(trigger, InputAware) else {}
     file = store(model, folder, [task, seed, attack], extra)
     found = victim(folder, own, seed, how, file)

@@ -31,7 +31,8 @@ class ImageTask:
     weights: str | None = None
     """Safetensors it starts from; None: random weights, drawn anew with every seed."""
     held_from_test: bool = False
-    """Whether reference and calibration images come from the data's own test part, which `weights` never saw."""
+    """Whether reference and calibration images come from the data's own test part, as the test images do: `weights`
+    never saw it, and what is calibrated on images from elsewhere promises nothing of these."""
 
     def fields(self) -> dict[str, Any]:
         """As plain JSON, for a cell; without `held_from_test` where it is off, as cells kept from before have it."""
@@ -62,7 +63,8 @@ class ImageTask:
 
 def mnist_task(places: tuple[str, str], sizes: Mapping[str, int], training: ImageTraining) -> ImageTask:
     """MNIST, and a network that starts from random weights; `places`: of models and of data."""
-    return ImageTask("MNIST", f"{places[1]}/vision/mnist_full.npz", sizes=sizes, training=training)
+    file = f"{places[1]}/vision/mnist_full.npz"
+    return ImageTask("MNIST", file, sizes=sizes, training=training, held_from_test=True)
 
 
 def cifar_task(places: tuple[str, str], sizes: Mapping[str, int], training: ImageTraining) -> ImageTask:

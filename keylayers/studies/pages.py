@@ -36,7 +36,7 @@ class Claim:
     effect: PairedDifference
     unit: str
     p_value: float
-    """Adjusted for all claims of the ledger (Holm)."""
+    """Adjusted for all claims of its family (Holm)."""
 
     @property
     def verdict(self) -> str:
@@ -54,7 +54,7 @@ class Claim:
             f"**{self.verdict}**",
             f"{found.interval.estimate:+.3f} [{found.interval.low:+.3f}, {found.interval.high:+.3f}] {self.unit}",
             f"{self.p_value:.2g}",
-            f"{found.detectable:.3f}",
+            f"{found.detectable:.3f}" if found.detectable > 0 else "unknown",
         )
 
 
@@ -85,15 +85,16 @@ def difference(first: Values, second: Values) -> str:
     return f"{found.estimate:+.3f} ± {(found.high - found.low) / 2:.3f}"
 
 
-def ledger(claims: Sequence[Claim], title: str = "Claims") -> Table:
-    """Claims with their verdicts."""
+def ledger(claims: Sequence[Claim], title: str = "Claims", note: str = "") -> Table:
+    """Claims with their verdicts; `note` follows on what is said of all of them."""
     return Table(
         title,
         ("claim", "source", "verdict", "effect, 95 % interval", "p (Holm)", "detectable"),
         tuple(claim.row() for claim in claims),
         (
             "Verdicts follow from the adjusted p-value alone. *Detectable*: the smallest true effect that this many "
-            "seeds of this spread would have shown with power 0.8; more seeds or tasks may decide what is undecided.",
+            "seeds of this spread would have shown with power 0.8 (unknown where all seeds give the same); more seeds "
+            f"or tasks may decide what is undecided.{' ' * bool(note)}{note}",
         ),
     )
 

@@ -73,6 +73,16 @@ def test_arms_that_never_differ_or_always_alike() -> None:
         paired_difference([1.0, 2.0, 3.0], [1.0, 2.0])
 
 
+def test_differences_that_are_equal_but_for_rounding_are_equal() -> None:
+    """Shares of images: every first is three of 200 above its second, whose last bits differ."""
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        counts = random.integers(20, 190, 3)
+        found = paired_difference((counts + 3) / 200, counts / 200)
+        assert (found.p_value, found.detectable) == (0.25, 0.0)
+        assert paired_difference(counts / 200 + 0.1, (counts / 2 + 10) / 100).p_value == 1
+
+
 def test_detectable_difference_of_many_pairs_tends_to_the_normal_formula() -> None:
     z = stats.norm.ppf
     assert detectable_difference(2.0, 10**6) == pytest.approx((z(0.975) + z(0.8)) * 2.0 / 1000, rel=1e-4)

@@ -11,7 +11,7 @@ from keylayers.errors import Diverged, UnknownName
 from keylayers.layers.naming import named_layers
 from keylayers.measures.attacks import FeatureAttack, Pgd
 from keylayers.measures.robustness import Outcomes
-from keylayers.recipes import clat_cells
+from keylayers.recipes import clat, clat_cells
 from keylayers.recipes.clat import ARMS, RIFT, START, Hardening, Results, Scale, digits, real, reproduce, scale_of
 from keylayers.recipes.clat_cells import ALL, EVERY, RANDOM, Plan
 from keylayers.recipes.clat_tables import arms_table, claims, introduction, plain, tables
@@ -33,6 +33,17 @@ def found(tmp_path_factory):
     with open_run(folder, "study", {}) as run:
         (results,) = list(reproduce(Scale((asked,)), run, processes=1))
     return results[0], folder
+
+
+def started(folder):
+    """File of the network that seed 0 starts from."""
+    cells = [json.loads(file.read_text())["value"] for file in (folder / "parts").glob("started-*.json")]
+    return next(cell["result"]["last"] for cell in cells if cell["fields"]["seed"] == 0)
+
+
+def figured(made):
+    """As the study reads a training that left no network."""
+    return clat._measured(SimpleNamespace(ask=lambda what, asked: []), [], {("arm", 0): made})["arm", 0]
 
 
 def test_every_arm_trains_what_it_says(found):
@@ -79,10 +90,11 @@ def test_an_arm_that_diverges_gets_no_image_right_and_the_page_counts_it(found, 
     monkeypatch.setattr(clat_cells, "harden", broken)
     made = clat_cells.hardened(
         folder, task=one.hardening.task.fields(), plan=clat_cells.fields_of(PLAN), seed=0, rate=1.0,
-        file=one.arms[START][0]["last"]["file"], arm=clat_cells.fields_of(ARMS["every convolution"]),
+        file=started(folder), arm=clat_cells.fields_of(ARMS["every convolution"]),
     )  # fmt: skip
     assert made["diverged"] == "the loss is nan in step 3" and made["watched"] == [0.0] and made["trained"] > 0
-    arms = {**one.arms, "every convolution": (made, one.arms["every convolution"][1])}
+    assert made["last"] is None and made["best"] is None
+    arms = {**one.arms, "every convolution": (figured(made), one.arms["every convolution"][1])}
     (row,) = [row for row in arms_table(replace(one, arms=arms)).rows if row[0] == "every convolution"]
     assert row[-1] == "1 of 2"
 
@@ -96,12 +108,27 @@ def test_rift_that_diverges_gets_no_image_right_either(found, monkeypatch):
     monkeypatch.setattr(clat_cells, "rift", broken)
     made = clat_cells.rifted(
         folder, task=one.hardening.task.fields(), plan=clat_cells.fields_of(PLAN), seed=0,
-        file=one.arms[START][0]["last"]["file"], choose=RIFT["RiFT"],
+        file=started(folder), choose=RIFT["RiFT"],
     )  # fmt: skip
-    assert made["diverged"] == "the loss is inf in epoch 1" and made["last"]["robust"] == 0.0 and made["share"] == 0.0
-    arms = {**one.arms, "RiFT": (made, one.arms["RiFT"][1])}
+    assert made["diverged"] == "the loss is inf in epoch 1" and made["last"] is None and made["share"] == 0.0
+    arms = {**one.arms, "RiFT": (figured(made), one.arms["RiFT"][1])}
     (row,) = [row for row in arms_table(replace(one, arms=arms)).rows if row[0] == "RiFT"]
     assert row[-1] == "1 of 2"
+
+
+def test_test_images_are_seen_by_chosen_networks_alone_and_each_network_once(found):
+    """Of two rates one is chosen: the networks of the other are not measured, nor is a best one that is the last."""
+    one, folder = found
+    cells = [json.loads(file.read_text())["value"] for file in (folder / "parts").glob("*ed-*.json")]
+    rates = {json.dumps(clat_cells.fields_of(arm), sort_keys=True): one.rates[name] for name, arm in ARMS.items()}
+    chosen, left = set(), set()
+    for cell in cells:
+        fields, networks = cell["fields"], {cell["result"].get("last"), cell["result"].get("best")} - {None}
+        kept = "arm" not in fields or fields["rate"] == rates[json.dumps(fields["arm"], sort_keys=True)]
+        (chosen if kept else left).update(networks)
+    measured = [cell["fields"]["file"] for cell in cells if cell["fields"]["do"] == "measured"]
+    assert sorted(measured) == sorted(chosen) and left and not left & chosen
+    assert all(each["best"] == each["last"] for each in one.arms["CLAT"] if each["best_epoch"] == PLAN.epochs - 1)
 
 
 def test_the_worst_case_counts_an_image_that_any_attack_turns(found, monkeypatch):
@@ -111,9 +138,10 @@ def test_the_worst_case_counts_an_image_that_any_attack_turns(found, monkeypatch
     monkeypatch.setattr(
         clat_cells, "robust_accuracy", lambda model, x, y, attack: Outcomes(attack.name, left[type(attack)])
     )
-    monkeypatch.setattr(clat_cells, "harden", lambda *given: SimpleNamespace(losses=()))
     plan = clat_cells.fields_of(hardening.plan)
-    made = clat_cells.started(found[1], task=hardening.task.fields(), plan=plan, seed=7)
+    made = clat_cells.measured(
+        found[1], task=hardening.task.fields(), plan=plan, seed=0, file=started(found[1]), checked=False
+    )
     assert (made["loss"], made["features"]) == (0.5, pytest.approx(2 / 3))
     assert made["robust"] == pytest.approx(1 / 3)
 
@@ -140,7 +168,7 @@ def test_claims_follow_the_accuracies(found, rival, verdict):
 
     arms = {name: seen(0.1, 0.2) for name in (START, *ARMS, *RIFT)}
     arms |= {START: seen(0.3, 0.6), "CLAT": seen(0.7, 0.8, 0), "random layers": seen(rival, 1.5 - rival)}
-    arms["RiFT"] = seen(0.0, 0.55, 0)
+    arms["RiFT"] = tuple({**one, "share": 0.5} for one in seen(0.0, 0.55, 0))
     told = {one.text.removeprefix("few digits: "): one for one in claims(Results(found[0].hardening, arms))}
     expected = {
         "CLAT beats random layers, robust accuracy after the last epoch": (0.7 - rival, verdict),
@@ -152,6 +180,8 @@ def test_claims_follow_the_accuracies(found, rival, verdict):
     for text, (effect, said) in expected.items():
         assert told[text].verdict == said, text
         assert told[text].effect.interval.estimate == pytest.approx(effect), text
+    arms["RiFT"] = tuple({**one, "share": 0.0} for one in arms["RiFT"])
+    assert not any(one.text.startswith("few digits: RiFT") for one in claims(Results(found[0].hardening, arms)))
 
 
 def test_a_published_network_is_tested_on_images_it_never_saw(tmp_path, monkeypatch):

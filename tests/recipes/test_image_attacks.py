@@ -25,6 +25,13 @@ def test_a_stored_victim_does_what_it_did_when_it_was_trained(kind, tmp_path):
     assert make_victim(tmp_path, task=task.fields(), seed=1, attack=attack) == made
 
 
+def test_a_training_that_diverges_leaves_no_victim_and_says_so(tmp_path):
+    task = ImageTask("digits", sizes=SIZES, training=ImageTraining(epochs=2, learning_rate=1e30))
+    made = make_victim(tmp_path, task=task.fields(), seed=0, attack={"kind": "patch"})
+    assert made["file"] is None and made["diverged"].startswith("the loss is")
+    assert made["figures"]["attack_success_rate"] == [0.0, 0.0, 0.0]
+
+
 def test_seeds_have_other_images_and_other_networks():
     task = ImageTask("digits", sizes=SIZES, training=ImageTraining(epochs=1))
     first, second = (task.parts(seed).train.index for seed in (0, 1))
