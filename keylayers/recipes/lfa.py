@@ -2,7 +2,7 @@
 where classes come together, and more there than elsewhere?"""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -47,15 +47,24 @@ class Results:
 
     watched: Watched
     victims: Mapping[str | None, tuple[Mapping[str, Any], ...]]
-    screened: Mapping[str | None, tuple[Mapping[str, Any], ...]]
+    """One of every seed; with `diverged` if its training broke off."""
+    screened: Mapping[str | None, Mapping[int, Mapping[str, Any]]]
+    """By judged seed, of `attacks` and None; nothing where no attack works."""
 
-    def works(self, attack: str, seed: int) -> bool:
-        """Whether an attack succeeded well enough for its detection to be judged."""
-        return self.victims[attack][seed]["figures"]["attack_success_rate"][0] >= LEAST_SUCCESS
+    def works(self, attack: str | None, seed: int) -> bool:
+        """Whether an attack succeeded well enough for its detection to be judged; of None, whether there is a model."""
+        victim = self.victims[attack][seed]
+        if diverged(victim):
+            return False
+        return attack is None or victim["figures"]["attack_success_rate"][0] >= LEAST_SUCCESS
 
-    def judged(self, attack: str) -> list[int]:
+    def judged(self, attack: str | None) -> list[int]:
         """Seeds in which it did."""
         return [seed for seed in range(self.watched.seeds) if self.works(attack, seed)]
+
+    def broken(self, attack: str | None) -> int:
+        """Seeds in which training diverged."""
+        return sum(map(diverged, self.victims[attack]))
 
     @property
     def attacks(self) -> list[str]:
@@ -63,13 +72,21 @@ class Results:
         return [name for name in self.watched.attacks if len(self.judged(name)) > 1]
 
     def values(self, arm: str, what: str, attack: str | None) -> Float[np.ndarray, " seeds"]:
-        """A measure of one arm per judged seed; of a clean model per seed."""
-        seeds = range(self.watched.seeds) if attack is None else self.judged(attack)
-        found = [self.screened[attack][seed]["arms"] for seed in seeds]
-        if arm != ANY:
-            return np.array([one[arm][what] for one in found])
-        blocks = [name for name in found[0] if name.startswith(ALONE.partition("{")[0]) and name.endswith("alone")]
-        return np.array([np.mean([one[name][what] for name in blocks]) for one in found])
+        """A measure of one arm per judged seed; of a clean model per seed in which there is one."""
+        found = [self.screened[attack][seed]["arms"] for seed in self.judged(attack)]
+        names = self.alone if arm == ANY else [arm]
+        return np.array([np.mean([one[name][what] for name in names]) for one in found])
+
+    @property
+    def alone(self) -> list[str]:
+        """The arms of one block each."""
+        arms = next(one["arms"] for seeds in self.screened.values() for one in seeds.values())
+        return [name for name in arms if name.startswith(ALONE.partition("{")[0]) and name.endswith("alone")]
+
+    def weights(self, arm: str) -> list[Mapping[str, float]]:
+        """Layers that an arm weighs and by how much, for every judged victim and class."""
+        screens = [self.screened[attack][seed] for attack in self.attacks for seed in self.judged(attack)]
+        return [own for one in screens for own in one["weights"][arm].values()]
 
     def over_attacks(self, arm: str, what: str) -> Float[np.ndarray, " seeds"]:
         """Per seed, the mean over the attacks that worked in it: what a seed does to all attacks is counted once."""
@@ -100,11 +117,12 @@ def real() -> tuple[Watched, ...]:
     if (places := real_places()) is None:
         return ()
     sizes = {"reference": 1000, "calibration": 500}
+    # a network that came trained is shown what it never saw: all 2,000 images of that data's test part, in every seed
     mnist = mnist_task(places, {"train": 3000, "test": 1000, **sizes}, ImageTraining(epochs=4))
     cifar = cifar_task(places, {"train": 4000, "test": 500, **sizes}, ImageTraining(epochs=4, learning_rate=0.02))
     attacks = {"patch": Backdoor("patch"), "blend": Backdoor("blend"), "sinusoid": Backdoor("sinusoid", 1.5),
                "warp": Backdoor("warp", 3.0)}  # fmt: skip
-    return Watched(mnist, attacks, 5), Watched(cifar, attacks, 3)
+    return Watched(mnist, attacks, 5), Watched(cifar, attacks, 5)
 
 
 def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[tuple[Results, ...]]:
@@ -118,11 +136,11 @@ def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[tupl
 
 
 def results(lab: Lab, watched: Watched) -> Results:
-    """Models under every attack and none, then every screen of each."""
+    """Models under every attack and none, then every screen of those that are judged."""
     task, seeds = watched.task.fields(), range(watched.seeds)
     clean = lab.ask("make_victim", [{"task": task, "seed": seed, "attack": None} for seed in seeds])
     attacks = {name: asdict(one) for name, one in watched.attacks.items()}
-    places = [(name, seed) for name in attacks for seed in seeds]
+    able = [(name, seed) for name in attacks for seed in seeds if not (needs(name) and diverged(clean[seed]))]
     asked = [
         {
             "task": task,
@@ -130,25 +148,33 @@ def results(lab: Lab, watched: Watched) -> Results:
             "attack": attacks[name],
             **({"benign": clean[seed]["file"]} if needs(name) else {}),
         }
-        for name, seed in places
+        for name, seed in able
     ]
-    made: dict[str | None, list[dict[str, Any]]] = {None: clean, **{name: [] for name in attacks}}
-    for (attack, _), one in zip(places, lab.ask("make_victim", asked), strict=True):
-        made[attack].append(one)
-    everyone = [(name, seed) for name in made for seed in seeds]
+    made = dict(zip(able, lab.ask("make_victim", asked), strict=True))
+    none = {"file": None, "figures": None, "diverged": "the clean model that the attack needs did"}
+    victims: dict[str | None, tuple[Mapping[str, Any], ...]] = {None: tuple(clean)}
+    victims |= {name: tuple(made.get((name, seed), none) for seed in seeds) for name in attacks}
+    known = Results(watched, victims, {})
+    shown = [None, *known.attacks] if known.attacks else []
+    places = [(name, seed) for name in shown for seed in known.judged(name)]
     asked = [
         {
             "task": task,
             "seed": seed,
             "attack": None if name is None else attacks[name],
-            "file": made[name][seed]["file"],
+            "file": victims[name][seed]["file"],
         }
-        for name, seed in everyone
+        for name, seed in places
     ]
-    found: dict[str | None, list[dict[str, Any]]] = {name: [] for name in made}
-    for (name, _), one in zip(everyone, lab.ask("screened", asked), strict=True):
-        found[name].append(one)
-    return Results(watched, {n: tuple(e) for n, e in made.items()}, {n: tuple(e) for n, e in found.items()})
+    screened: dict[str | None, dict[int, Mapping[str, Any]]] = {name: {} for name in shown}
+    for (name, seed), one in zip(places, lab.ask("screens", asked), strict=True):
+        screened[name][seed] = one
+    return replace(known, screened=screened)
+
+
+def diverged(victim: Mapping[str, Any]) -> bool:
+    """Whether its training broke off."""
+    return victim.get("diverged") is not None
 
 
 def needs(attack: str) -> bool:

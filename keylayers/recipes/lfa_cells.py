@@ -30,14 +30,21 @@ OURS, ENTERING, PUBLISHED = "layers of interest", "layers of interest, weighed a
 LAST, EVERY, LEAST = "penultimate block", "all blocks", "least separating block"
 ALONE = "block {0} alone"
 
+EVERYONE = "every class"
+
 Chosen = Selection | Mapping[int, Selection]
 
 
 def arms(scores: LayerScores, released: LayerScores) -> dict[str, tuple[Chosen, ScreenSettings]]:
     """Every choice of layers, with how its screen is fitted.
 
-    `released`: scores of predicted classes and centroids that a record is part of, as the authors' code has them.
+    `released`: scores of predicted classes and centroids that a record is part of, as the authors' code has them, over
+    the blocks and the logits.
     """
+    # deviates: paper takes the logits for a last layer, so that the last block has a weight; here only in `as
+    # published`, because the other arms choose among blocks; where the last of them is of interest, it weighs 0.
+    # deviates: released code stops with an error where the logits are of interest; here they weigh 0, because nothing
+    # follows them.
     ours = ScreenSettings(alpha=ALPHA)
     theirs = ScreenSettings(alpha=ALPHA, leave_one_out=False)
     layers = scores.layers
@@ -52,7 +59,7 @@ def arms(scores: LayerScores, released: LayerScores) -> dict[str, tuple[Chosen, 
     }
 
 
-def screened(
+def screens(
     folder: Path, *, task: Mapping[str, Any], seed: int, attack: Mapping[str, Any] | None, file: str
 ) -> dict[str, Any]:
     """Screens of a stored model, by choice of layers, judged on its test images; none of the choices sees a trigger.
@@ -63,23 +70,44 @@ def screened(
     found = victim(folder, own, seed, how, file)
     reference, calibration = (list(batches(part)) for part in (found.parts.reference, found.parts.calibration))
     layers = named_layers(found.model, "block")
-    scores, released = (
-        separations(found.model, layers, reference, settings)
-        for settings in (ClassSeparation(), ClassSeparation(classes="predicted", leave_one_out=False))
-    )
+    listed = with_logits(found.model, layers)
+    scores = separations(found.model, layers, reference, ClassSeparation())
+    theirs = ClassSeparation(classes="predicted", leave_one_out=False)
+    choices = arms(scores, separations(found.model, listed, reference, theirs))
     triggered = found.attacked().images
     results = {}
-    for name, (chosen, settings) in arms(scores, released).items():
+    for name, (chosen, settings) in choices.items():
         screen = fit_screen(found.model, chosen, reference, calibration, settings)
         results[name] = judged(screen, found.model, found.x, triggered)
-    interest = {name: selection.policy for name, selection in layers_of_interest(scores).items()}
-    return {"arms": results, "interest": interest, "separation": scores.values.tolist()}
+    return {
+        "arms": results,
+        "weights": {name: weights(chosen) for name, (chosen, _) in choices.items()},
+        "interest": {name: selection.policy for name, selection in layers_of_interest(scores).items()},
+        "separation": scores.values.tolist(),
+        "layers": [layer.name for layer in listed],
+    }
+
+
+def with_logits(model: nn.Module, blocks: Sequence[Layer]) -> list[Layer]:
+    """The blocks and the map to the logits: the released list, whose first layer, the stem, enters the first block."""
+    return [*blocks, named_layers(model, "linear")[-1]]
+
+
+def weights(chosen: Chosen) -> dict[str, dict[str, float]]:
+    """Layers that weigh something and what they weigh, by class; of a choice for all of them as that of one."""
+    each = {EVERYONE: chosen} if isinstance(chosen, Selection) else {str(one): own for one, own in chosen.items()}
+    return {one: _weights(own) for one, own in each.items()}
+
+
+def _weights(own: Selection) -> dict[str, float]:
+    values = own.mask.astype(float) if own.weights is None else own.weights
+    return {layer.name: float(value) for layer, value in zip(own.layers, values, strict=True) if value}
 
 
 def separations(
     model: nn.Module, layers: Sequence[Layer], reference: Sequence[Batch], settings: ClassSeparation
 ) -> LayerScores:
-    """Class separation of every block on the reference."""
+    """Class separation of every layer on the reference."""
     evidence = Evidence(model=model, data=reference, loss=image_loss, granularity="block")
     return class_separation(evidence, layers, settings)
 
@@ -108,7 +136,7 @@ def batches(images: Images) -> Sequence[Batch]:
     return list(images.batches(SIZE))
 
 
-DO: dict[str, Callable[..., dict[str, Any]]] = {"make_victim": make_victim, "screened": screened}
+DO: dict[str, Callable[..., dict[str, Any]]] = {"make_victim": make_victim, "screens": screens}
 
 
 def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:

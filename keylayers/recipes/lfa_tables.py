@@ -1,27 +1,35 @@
 """The tables of the screening study, beside what the paper states."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from keylayers.recipes.lfa import ANY, Results
+from keylayers.measures.backdoor import LEAST_SUCCESS
+from keylayers.recipes.image_tasks import ImageTask
+from keylayers.recipes.lfa import ANY, Results, diverged
 from keylayers.recipes.lfa_cells import ALPHA, ENTERING, EVERY, LAST, LEAST, OURS, PUBLISHED, TAU
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
 
 ARMS = (OURS, ENTERING, PUBLISHED, LAST, EVERY, LEAST, ANY)
 SOURCE = "Jebreel et al. 2023"
+WEIGHED = (OURS, ENTERING, PUBLISHED)
+COPIES = {"cifar10_subset_10k_2k.npz": ("JPEG copies", "0.81", "0.918")}
+"""File of images that are not what a published network was trained on -> what they are, what share of its test part
+that network answers right, and what is published."""
 PAPER = "input-aware attack, CIFAR-10, ResNet-18: TPR 99.5 % at FPR 1.2 % (tau = 2.5)"
 
 
 def introduction(found: Sequence[Results], scale: str) -> str:
     """What was done, and what differs from the paper."""
     tasks = ", ".join(f"{one.watched.task.name} ({one.watched.seeds} seeds)" for one in found)
-    published = [one.watched.task.name for one in found if one.watched.task.held_from_test]
-    held = "" if not published else (
-        f" The network of {', '.join(published)} came trained: reference and calibration images are of that data's own "
-        "test part."
+    own = [one.watched.task.name for one in found if one.watched.task.held_from_test]
+    held = "" if not own else (
+        f" Reference and calibration images of {' and '.join(own)} are of that data's own test part, as the test "
+        "images are."
     )  # fmt: skip
+    held += "".join(_published(one.watched.task) for one in found if one.watched.task.weights)
     return (
         f"Made by `keylayers reproduce lfa --scale {scale}`. Images: {tasks}. A model is trained on data of which an "
         "attacker changed a part; a screen is fitted on clean reference images, its threshold on other clean ones, "
@@ -31,22 +39,45 @@ def introduction(found: Sequence[Results], scale: str) -> str:
         "What differs from the paper: small networks and images; centroids of the other records of a class, weights "
         "per class (the released code gives every class those of the last), negative weights set to 0; thresholds also "
         f"by a conformal quantile that promises at most {ALPHA:.0%} of false alarms. *As published* keeps the released "
-        "weights and centroids (predicted classes, each record part of its own), but not the released list of layers, "
-        f"which has the stem and the logits, too: here they are the blocks.{held} The paper's figure: {PAPER}."
+        "weights, centroids (predicted classes, each record part of its own) and list of layers, which ends in the "
+        "logits. The others choose among blocks alone: a layer weighs by what follows it, so that the last block "
+        "weighs nothing, and the layers of interest can be a single block (*layers per class*)."
+        f"{held} The paper's figure: {PAPER}."
     )
+
+
+def _published(task: ImageTask) -> str:
+    """What of a task is the same in every seed as its network came trained."""
+    count = sum(size for part, size in task.sizes.items() if part != "train")
+    text = (
+        f" The network of {task.name} came trained: all seeds start from its weights and share {count:,} images of "
+        f"the test part, which change roles alone; intervals of {task.name} cover training and roles, not images."
+    )
+    if copies := COPIES.get(Path(task.data).name):
+        what, here, published = copies
+        text += (
+            f" The images of {task.name} are {what}: the published network answers {here} of the test part right, "
+            f"where {published} is published."
+        )
+    return text
 
 
 def tables(found: Sequence[Results]) -> list[Table]:
     """Claims first, then every task."""
-    made = [ledger(adjusted([one for results in found for one in claims(results)]))]
+    claimed = [one for results in found for one in adjusted(claims(results))]
+    made = [ledger(claimed, note="P-values are adjusted within each task.")] if claimed else []
     for one in found:
-        made += [arms_table(one), attacks_table(one), blocks_table(one), victims_table(one)]
+        if one.attacks:
+            made += [arms_table(one), choices_table(one), attacks_table(one), blocks_table(one)]
+        made.append(victims_table(one))
     return made
 
 
 def claims(one: Results) -> list[Claim]:
     """That the layers of interest find more than other choices; that the promised rate of false alarms holds. Pairs are
-    seeds, each the mean over attacks."""
+    seeds, each the mean over attacks; without an attack that works in two there are none."""
+    if not one.attacks:
+        return []
     name, area = one.watched.task.name, "auroc"
     ours = one.over_attacks(OURS, area)
     made = [
@@ -54,6 +85,10 @@ def claims(one: Results) -> list[Claim]:
         for rival, source in ((LAST, SOURCE), (PUBLISHED, "ours"), (EVERY, "not compared"), (ANY, "not compared"),
                               (LEAST, "not compared"))
     ]  # fmt: skip
+    published = -one.over_attacks(PUBLISHED, area)
+    made.append(
+        claim(f"{name}: as published beats {LAST}", SOURCE, -one.over_attacks(LAST, area), published, "of AUROC")
+    )
     alarms = one.over_attacks(OURS, "fpr, conformal")
     text = f"{name}: the conformal threshold flags fewer clean images than promised"
     return [*made, claim(text, "ours", np.full(len(alarms), ALPHA), alarms, "of images")]
@@ -66,20 +101,38 @@ def arms_table(one: Results) -> Table:
         area = one.over_attacks(arm, "auroc")
         rates = (f"{one.over_attacks(arm, what).mean():.3f}" for what in _RATES)
         against = "" if arm == ANY else difference(area, one.over_attacks(ANY, "auroc"))
-        clean = f"{one.values(arm, 'auroc', None).mean():.3f}"
-        rows.append((arm, plus_minus(area), against, *rates, clean))
+        rows.append((arm, _layers(one, arm), plus_minus(area), against, *rates, _mean(one.values(arm, "auroc", None))))
     columns = (
-        "layers", "AUROC", "minus any one block", "TPR at FPR 1 %", "TPR at 5 %", f"TPR, tau {TAU}", f"FPR, tau {TAU}",
-        "TPR, conformal", "FPR, conformal", "AUROC, clean model",
+        "layers", "layers per class", "AUROC", "minus any one block", "TPR at FPR 1 %", "TPR at 5 %",
+        f"TPR, tau {TAU}", f"FPR, tau {TAU}", "TPR, conformal", "FPR, conformal", "AUROC, clean model",
     )  # fmt: skip
+    single = [arm for arm in WEIGHED if all(len(own) == 1 for own in one.weights(arm))]
+    alone = f" A single layer with every victim and class: {', '.join(single)}." if single else ""
     notes = (
         f"Attacks: {', '.join(one.attacks)}; ± 95 % over seeds, each the mean over attacks. *Clean model*: images with "
-        "a patch in a model that no one attacked, where nothing but the trigger's look can be told.",
+        f"a patch in a model that no one attacked, where nothing but the trigger's look can be told.{alone}",
     )
     return Table(f"{one.watched.task.name}: which layers find poisoned images", columns, tuple(rows), notes)
 
 
 _RATES = ("tpr at 0.01", "tpr at 0.05", "tpr, tau", "fpr, tau", "tpr, conformal", "fpr, conformal")
+
+
+def _layers(one: Results, arm: str) -> str:
+    """How many an arm weighs, mean over victims and classes."""
+    return "1.0" if arm == ANY else f"{np.mean([len(own) for own in one.weights(arm)]):.1f}"
+
+
+def _mean(values: Sequence[float] | np.ndarray) -> str:
+    return f"{np.mean(values):.3f}" if len(values) else ""
+
+
+def choices_table(one: Results) -> Table:
+    """Which layers the classes weigh."""
+    layers = next(one.screened[attack][seed]["layers"] for attack in one.attacks for seed in one.judged(attack))
+    rows = [(arm, *(f"{np.mean([name in own for own in one.weights(arm)]):.2f}" for name in layers)) for arm in WEIGHED]
+    notes = ("Share of classes in which a layer has a weight, over all judged victims; the last is the logits.",)
+    return Table(f"{one.watched.task.name}: layers with a weight", ("layers", *layers), tuple(rows), notes)
 
 
 def attacks_table(one: Results) -> Table:
@@ -97,24 +150,44 @@ def attacks_table(one: Results) -> Table:
 
 def blocks_table(one: Results) -> Table:
     """Every block alone."""
-    alone = [name for name in one.screened[None][0]["arms"] if name.endswith("alone")]
     rows = [
-        (attack or "clean model", *(f"{one.values(name, 'auroc', attack).mean():.3f}" for name in alone))
+        (attack or "clean model", *(_mean(one.values(name, "auroc", attack)) for name in one.alone))
         for attack in (*one.attacks, None)
     ]
-    return Table(f"{one.watched.task.name}: AUROC of each block alone", ("attack", *alone), tuple(rows))
+    return Table(f"{one.watched.task.name}: AUROC of each block alone", ("attack", *one.alone), tuple(rows))
 
 
 def victims_table(one: Results) -> Table:
     """The models and whether the attacks work."""
-    rows = [("none", f"{np.mean([each['accuracy'] for each in one.victims[None]]):.3f}", "", "")]
+    seeds = one.watched.seeds
+    clean = [each["accuracy"] for each in one.victims[None] if not diverged(each)]
+    rows = [("none", _mean(clean), "", "", "", f"{one.broken(None)} of {seeds}")]
     for attack in one.watched.attacks:
-        figures = [each["figures"] for each in one.victims[attack]]
+        figures = [each["figures"] for each in one.victims[attack] if not diverged(each)]
         success = [each["attack_success_rate"][0] for each in figures]
-        clean = np.mean([each["clean_accuracy"][0] for each in figures])
-        rows.append((attack, f"{clean:.3f}", f"{np.mean(success):.3f}", f"{min(success):.3f}"))
-    columns = ("attack", "clean accuracy", "attack success", "worst seed")
-    return Table(f"{one.watched.task.name}: the models", columns, tuple(rows))
+        worst = f"{min(success):.3f}" if success else ""
+        clean = [each["clean_accuracy"][0] for each in figures]
+        works, broken = (f"{count} of {seeds}" for count in (len(one.judged(attack)), one.broken(attack)))
+        rows.append((attack, _mean(clean), _mean(success), worst, works, broken))
+    columns = ("attack", "clean accuracy", "attack success", "worst seed", "seeds in which it works", "diverged")
+    return Table(f"{one.watched.task.name}: the models", columns, tuple(rows), _unjudged(one))
+
+
+def _unjudged(one: Results) -> tuple[str, ...]:
+    """Which attacks are not told of above, and what the figures leave out."""
+    notes = []
+    missed = [name for name in one.watched.attacks if name not in one.attacks]
+    few = f"in two seeds or more (a success of at least {LEAST_SUCCESS:g})"
+    if not one.attacks:
+        notes.append(f"No attack works {few}, so that no choice of layers is judged and nothing is claimed.")
+    elif missed:
+        notes.append(f"Not judged, as they do not work {few}: {', '.join(missed)}.")
+    if any(map(one.broken, one.victims)):
+        notes.append(
+            "*Diverged*: seeds in which training broke off, that of the attacked model or of a clean one which the "
+            "attack needs; the attack does not work there, and shares are of the other seeds."
+        )
+    return tuple(notes)
 
 
 def plain(found: Sequence[Results]) -> dict[str, Any]:
@@ -124,7 +197,9 @@ def plain(found: Sequence[Results]) -> dict[str, Any]:
             "task": one.watched.task.fields(),
             "attacks": {name: vars(attack) for name, attack in one.watched.attacks.items()},
             "victims": {str(name): list(each) for name, each in one.victims.items()},
-            "screened": {str(name): list(each) for name, each in one.screened.items()},
+            "screened": {
+                str(name): {str(seed): found for seed, found in each.items()} for name, each in one.screened.items()
+            },
         }
         for one in found
     }

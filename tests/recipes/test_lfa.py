@@ -1,6 +1,7 @@
 """The screening study in miniature, and its tables on planted figures."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from keylayers.recipes import lfa
 from keylayers.recipes.image_attacks import Backdoor
 from keylayers.recipes.image_tasks import ImageTask
 from keylayers.recipes.lfa import ANY, Results, Scale, reproduce, scale_of
-from keylayers.recipes.lfa_cells import ALONE, EVERY, LAST, LEAST, OURS
+from keylayers.recipes.lfa_cells import ALONE, LAST, LEAST, OURS
 from keylayers.recipes.lfa_tables import ARMS, claims, introduction, plain, tables
 from keylayers.runs import open_run
 from keylayers.studies.pages import page
 from tests.recipes.images import cifar_like, watched
+from tests.recipes.test_lfa_tables import study
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +40,18 @@ def test_all_choices_are_judged_and_an_attack_that_fails_is_not(found):
     assert one.values(ANY, "auroc", "patch")[0] == pytest.approx(np.mean(blocks))
     assert arms[LAST]["auroc"] == blocks[5] and arms[LEAST]["auroc"] in blocks
     assert set(one.screened["patch"][0]["interest"]) == set(map(str, range(10)))
+    assert {name: sorted(seeds) for name, seeds in one.screened.items()} == {None: [0, 1], "patch": [0, 1]}
 
 
 def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monkeypatch):
     results, folder = found
     monkeypatch.setattr("keylayers.recipes.lfa_cells.DO", {})
+    faint = replace(results[0].watched, attacks={"faint": results[0].watched.attacks["faint"]})
     with open_run(folder, "study", {}) as run:
         (again,) = list(reproduce(Scale((results[0].watched,)), run, processes=1))
+        (failed,) = list(reproduce(Scale((faint,)), run, processes=1))
     assert json.dumps(plain(again)) == json.dumps(plain(results))
+    assert failed[0].screened == {} and "No attack works" in page("Title", introduction(failed, "s"), tables(failed))
     text = page("Title", introduction(results, "smoke"), tables(results))
     assert f"{results[0].over_attacks(OURS, 'auroc').mean():.3f} ±" in text and "faint" in text
 
@@ -54,14 +60,7 @@ def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monk
 def test_claims_follow_the_areas(rival, verdict):
     noise = np.array([0.0, 0.01, -0.01, 0.02, -0.02, 0.01])
 
-    def seen(seed: int) -> dict:
-        arms = {name: {"auroc": rival + noise[(seed + 1) % 6], "fpr, conformal": 0.04} for name in ARMS if name != ANY}
-        arms[OURS] = {"auroc": 0.81 + noise[seed], "fpr, conformal": 0.04 + noise[seed] / 10}
-        return {"arms": {**arms, ALONE.format(0): arms[EVERY]}}
-
-    works = {"figures": {"attack_success_rate": [1.0, 0.9, 1.0]}}
-    asked = watched(seeds=6)
-    planted = Results(asked, {"patch": (works,) * 6}, {"patch": tuple(map(seen, range(6)))})
+    planted = study(rival, 0.81, noise)
     told = {one.text.partition(": ")[2]: one for one in claims(planted)}
     assert told[f"layers of interest beat {LAST}"].verdict == verdict
     assert told[f"layers of interest beat {LAST}"].effect.interval.estimate == pytest.approx(0.81 - rival)
@@ -73,15 +72,23 @@ def test_a_published_network_is_defended_and_judged_on_images_it_never_saw(tmp_p
     monkeypatch.setenv("KEYLAYERS_MODELS", "models")
     monkeypatch.setenv("KEYLAYERS_DATA", str(tmp_path))
     mnist, cifar = lfa.real()
-    assert mnist.task.weights is None and not mnist.task.held_from_test and cifar.task.weights is not None
+    assert mnist.task.weights is None and cifar.task.weights is not None and cifar.task.held_from_test
     parts = ImageTask.of(cifar.task.fields()).parts(0)
     assert [len(one) for one in vars(parts).values()] == [4000, 1000, 500, 500]
     assert (parts.train.index < 10_000).all()
     for part in (parts.reference, parts.calibration, parts.test):
         assert (part.index >= 10_000).all() and len(set(part.labels)) == 10
-    seen = Results(cifar, {}, {})
-    assert "The network of CIFAR-10 came trained" in introduction([seen, Results(mnist, {}, {})], "small")
-    assert "came trained" not in introduction([Results(mnist, {}, {})], "small")
+    assert (mnist.seeds, cifar.seeds) == (5, 5)
+    held = [set().union(*(getattr(each, name).index for name in ("reference", "calibration", "test")))
+            for each in (parts, ImageTask.of(cifar.task.fields()).parts(1))]  # fmt: skip
+    assert held[0] == held[1]  # as the page says
+    text = introduction([Results(cifar, {}, {}), Results(mnist, {}, {})], "small")
+    assert "The network of CIFAR-10 came trained" in text and "share 2,000 images of the test part" in text
+    assert "intervals of CIFAR-10 cover training and roles, not images" in text
+    assert "answers 0.81 of the test part right, where 0.918" in text and "intervals of MNIST" not in text
+    alone = introduction([Results(mnist, {}, {})], "small")
+    assert "images of MNIST are of that data's own test part" in alone
+    assert "came trained" not in alone and "JPEG" not in alone
 
 
 def test_the_scales_are_there_and_the_real_images_come_with_their_folders(monkeypatch):
