@@ -1,12 +1,13 @@
 """A backdoor of one's own, planted into a copy of a network: how a defender finds out which skip would carry one."""
 
 import copy
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from keylayers.maths.triggers import Patch, Trigger
+from keylayers.maths.triggers import Pixels, Trigger
 from keylayers.measures.backdoor import predicted_classes
 from keylayers.measures.objective import Batch
 from keylayers.training.images import ImageTraining, train_images
@@ -18,9 +19,26 @@ ENOUGH = 0.9  # attack success at which planting stops
 SIZE = 128  # images of a batch
 
 
+@dataclass(frozen=True)
+class Checkerboard:
+    """Pixels of 1 and 0 by turns, in a square in the top left corner."""
+
+    size: int = 3
+    """Its sides, in pixels."""
+
+    def __call__(self, x: Pixels) -> Pixels:
+        out = x.clone()
+        place = out[..., : self.size, : self.size]
+        rows, columns = (torch.arange(length, device=x.device) for length in place.shape[-2:])
+        place[:] = (rows[:, None] + columns + 1) % 2
+        return out
+
+
 def own_trigger(x: Float[Tensor, "samples channels height width"]) -> Trigger:
-    """A patch in the top left corner, of the size that suits the images."""
-    return Patch(max(2, x.shape[-1] * 3 // 32), corner="top left")
+    """A checkerboard of the size that suits the images: a defender cannot know what the attacker's trigger looks like,
+    so that in no study may his own be of the same kind (`image_attacks.KINDS`); of 3 pixels at least, or it would not
+    alternate."""
+    return Checkerboard(max(3, x.shape[-1] * 3 // 32))
 
 
 def planted(
@@ -34,7 +52,7 @@ def planted(
     """A copy that has learnt the trigger, only just: one that is learnt to the end survives any single skip.
 
     It is tuned epoch by epoch until nine of ten triggered images of other classes are taken for the target's, or for 30
-    epochs. Raises BadInput as `poisoned` does.
+    epochs. Raises BadInput as `poisoned` does; Diverged if a loss is not finite.
     """
     made, others = copy.deepcopy(model).requires_grad_(True), y != target
     changed = poisoned(x, y, Poisoning(trigger, target, SHARE, seed=seed), int(y.max()) + 1)

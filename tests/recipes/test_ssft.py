@@ -5,10 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from keylayers.errors import UnknownName
 from keylayers.layers.naming import named_layers
-from keylayers.recipes.ssft import (
+from keylayers.recipes.image_attacks import KINDS, Backdoor
+from keylayers.recipes.planting import Checkerboard, own_trigger
+from keylayers.recipes.ssft import Scale, of_real, reproduce, scale_of
+from keylayers.recipes.ssft_cells import CLEAN, ORACLE, OWN, Recipe, best, released
+from keylayers.recipes.ssft_claims import claims
+from keylayers.recipes.ssft_results import (
     AS_RELEASED,
     HINDSIGHT,
     MIDDLE,
@@ -20,22 +26,23 @@ from keylayers.recipes.ssft import (
     WHOLE,
     Cleansing,
     Results,
-    Scale,
-    reproduce,
-    scale_of,
 )
-from keylayers.recipes.ssft_cells import CLEAN, ORACLE, OWN, Recipe, best
-from keylayers.recipes.ssft_tables import CLEAN_SHARE, RECOVERED, claims, introduction, plain, tables
+from keylayers.recipes.ssft_tables import CLEAN_SHARE, introduction, plain, tables
 from keylayers.runs import open_run
 from keylayers.studies.pages import page
 from tests.recipes.images import watched
+from tests.recipes.planted_ssft import SKIPS, planted
+
+SHORT = ("keylayers.recipes.ssft_cells.RELEASED_IMAGES", 128)
+"""Images the released code is said to tune on, so that its recipe has 10 steps and not 390."""
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ssft")
     asked = Cleansing(watched(), Recipe(1, 0.02, 50))
-    with open_run(folder, "study", {}) as run:
+    with pytest.MonkeyPatch.context() as patched, open_run(folder, "study", {}) as run:
+        patched.setattr(*SHORT)
         (results,) = list(reproduce(Scale((asked,)), run, processes=1))
     return results[0], folder
 
@@ -48,9 +55,11 @@ def test_every_skip_and_its_control_is_judged_after_and_later(found):
     keys = {key for attack, seed, key in one.outcomes if (attack, seed) == ("patch", 0)}
     assert {*names, "layer1 alone", "layer2 alone", "layer3 alone", WHOLE} <= keys
     scores = one.blamed["patch", 0]["scores"]
-    assert (TWO in keys) == (scores[OWN] is not None) and (AS_RELEASED in keys) == (scores[ORACLE] is not None)
+    assert (TWO in keys) == (scores[OWN] is not None and len(best(scores[OWN], 2)) == 2)
+    assert (AS_RELEASED in keys) == (scores[ORACLE] is not None)
     for (_, _, key), outcome in one.outcomes.items():
-        assert outcome["oracle"] == (key == AS_RELEASED) and {"before", "after", "later"} <= set(outcome["attacked"])
+        assert outcome["oracle"] == (key == AS_RELEASED) and {"before", "after"} <= set(outcome["attacked"])
+        assert ("later" in outcome["attacked"]) != key.endswith(" alone")  # of a twin nobody asks what comes later
     assert set(one.costs) == {(seed, skip) for seed in (0, 1) for skip in names}
     assert all(each["before"] > 0.8 for each in one.costs.values())
 
@@ -58,39 +67,12 @@ def test_every_skip_and_its_control_is_judged_after_and_later(found):
 def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monkeypatch):
     one, folder = found
     monkeypatch.setattr("keylayers.recipes.ssft_cells.DO", {})
+    monkeypatch.setattr(*SHORT)
     with open_run(folder, "study", {}) as run:
         (again,) = list(reproduce(Scale((one.cleansing,)), run, processes=1))
     assert json.dumps(plain(again)) == json.dumps(plain([one]))
     text = page("Title", introduction([one], "smoke"), tables([one]))
     assert "is an oracle" in text and f"{one.per_seed(WHOLE, 'after', SUCCESS).mean():.3f} ±" in text
-
-
-SKIPS, STAGES = ("a.0", "a.1", "b.0"), ("a", "a", "b")
-
-
-def planted(seeds: int = 5, blend: bool = True, **after: float) -> Results:
-    """Victims of two attacks; blend survives everything, and no rule but the clean one blames a skip for it."""
-    noise = np.array([0.0, 0.01, -0.01, 0.02, -0.02])
-    figures = {"a.0": 0.9, "a.1": 0.3, "b.0": 0.6, "a alone": 0.95, "b alone": 0.9, "a and b alone": 0.9, TWO: 0.2,
-               WHOLE: 0.95, AS_RELEASED: 0.4, **after}  # fmt: skip
-    blamed, outcomes = {}, {}
-    for attack in ("patch", "blend")[: 1 + blend]:
-        for seed in range(seeds):
-            known = attack == "patch"
-            scores = {ORACLE: [0.1, 0.3, 0.0] if known else None, OWN: [0.0, 0.3, 0.2] if known else None,
-                      CLEAN: [0.2, 0.1, 0.0]}  # fmt: skip
-            blamed[attack, seed] = {"skips": SKIPS, "scores": scores}
-            for place, (key, value) in enumerate(figures.items()):
-                if not known and key in (TWO, AS_RELEASED, "a and b alone"):
-                    continue
-                mean = (value if known else 0.99) + noise[(seed + place) % 5] / 10
-                share = {SUCCESS: [mean], CLEAN_SHARE: [0.9 if key == "a.1" else 0.7], RECOVERED: [1 - mean]}
-                before = {SUCCESS: [1.0], CLEAN_SHARE: [0.95], RECOVERED: [0.0]}
-                later = {**share, SUCCESS: [mean + noise[seed] / 10 + (0.2 if key == TWO else 0.0)]}
-                outcomes[attack, seed, key] = {"attacked": {"before": before, "after": share, "later": later}}
-    costs = {(seed, skip): {"before": 0.98, "after": 0.97} for seed in range(seeds) for skip in SKIPS}
-    success = {attack: (1.0,) * seeds for attack, _ in blamed}
-    return Results(Cleansing(watched(seeds), Recipe(1, 0.02, 50)), SKIPS, STAGES, success, blamed, outcomes, costs)
 
 
 def told(one: Results) -> dict:
@@ -106,7 +88,19 @@ def test_arms_are_means_over_their_members_and_the_bound_is_one_skip_throughout(
     assert one.keys(place, MIDDLE) == ["b.0"] and one.keys(place, ORACLE) == ["a.1"] == one.keys(place, OWN)
     assert one.keys(place, TWO) == [TWO] and one.twins(place, TWO) == ["a and b alone"]
     assert one.twins(place, ORACLE) == ["a alone"] and one.twins(place, MIDDLE) == ["b alone"]
+    assert one.twins(place, WHOLE) == [] == one.twins(place, AS_RELEASED)
     assert best([0.1, 0.3, 0.3]) == (1,) and best([0.1, 0.3, 0.3], 2) == (1, 2)
+
+
+def test_a_second_skip_that_is_not_blamed_is_not_silenced():
+    """Not even where it is the second best: silencing it would be a choice by lot."""
+    assert best([0.0, 0.3, -0.1], 2) == (1,) and best([0.0, 0.0, 0.0]) == ()
+    one, place = planted(), ("patch", 0)
+    scores = {**one.blamed[place]["scores"], OWN: [0.0, 0.3, 0.0]}
+    changed = replace(one, blamed={**one.blamed, place: {"skips": SKIPS, "scores": scores}})
+    assert changed.keys(place, TWO) == ["a.1"] == changed.keys(place, OWN) and changed.twins(place, TWO) == ["a alone"]
+    assert changed.value(place, TWO, "later", SUCCESS) == changed.value(place, OWN, "later", SUCCESS)
+    assert one.keys(("patch", 1), TWO) == [TWO] == changed.keys(("patch", 1), TWO)
 
 
 def test_a_rule_that_blames_no_skip_gains_nothing_by_it():
@@ -150,3 +144,43 @@ def test_an_unknown_scale_is_named(monkeypatch):
     assert "label-consistent" not in only.watched.attacks and only.watched.seeds == 5
     with pytest.raises(UnknownName, match="did you mean 'small'"):
         scale_of("smal")
+
+
+@pytest.mark.parametrize("images", [120, 297, 500, 5000])
+def test_the_released_recipe_keeps_its_steps_whatever_the_reference(images):
+    assert released(5000) == Recipe(10, 0.01, 128) and released(5000).steps(5000) == 390
+    assert abs(released(images).steps(images) - 390) <= 2
+    asked = planted().cleansing
+    assert asked.released.epochs == 390 and asked.images == 120  # one step an epoch
+    assert "*as released*: 390 epochs at 0.01 in batches of 128, 390 steps" in introduction([planted()], "smoke")
+
+
+@pytest.mark.parametrize("size", [8, 28, 32])
+def test_the_defenders_trigger_is_of_another_kind_than_every_attack(size):
+    x = torch.full((2, 3, size, size), 0.5)
+    own = own_trigger(x)
+    marked = own(x)
+    assert isinstance(own, Checkerboard) and own.size == 3 and torch.equal(x, torch.full_like(x, 0.5))
+    assert marked[0, 0, :3, :3].tolist() == [[1, 0, 1], [0, 1, 0], [1, 0, 1]]
+    assert (marked != x).sum() == 2 * 3 * 9
+    attacks = [Backdoor(kind).trigger(size) for kind, make in KINDS.items() if make is not None]
+    assert attacks and not any(isinstance(attack, Checkerboard) for attack in attacks)
+    for attack in attacks:
+        assert attack(x)[0, 0, :3, :3].unique().tolist() != [0, 1]
+
+
+def test_p_values_are_adjusted_within_a_task():
+    """Else real images, where they are there, would turn what is said of the digits."""
+    one = planted(blend=False)
+    (alone, *_), (both, *_) = tables([one]), tables([one, one])
+    assert both.rows == alone.rows * 2 and "within each task" in both.markdown()
+
+
+def test_pages_say_what_the_seeds_of_published_weights_share(monkeypatch):
+    monkeypatch.setenv("KEYLAYERS_MODELS", "/models")
+    monkeypatch.setenv("KEYLAYERS_DATA", "/data")
+    mnist, cifar = of_real()
+    assert mnist.watched.seeds == cifar.watched.seeds == 3
+    texts = [page("Title", "", tables([replace(planted(), cleansing=asked)])) for asked in (mnist, cifar)]
+    for said in ("same published weights", "JPEG copies", "0.918 published"):
+        assert said not in texts[0] and said in texts[1]
