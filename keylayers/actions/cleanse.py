@@ -100,7 +100,8 @@ def cleanse(
             another scope. Diverged: if a loss is not finite. KeylayersError: if anything else changed.
     """
     # deviates: the released code trains the projection it has silenced (which only decays it) and lets batch norms of
-    # frozen stages follow the data; here neither. Its 10 epochs at 0.01 are too few where two skips are gone.
+    # frozen stages follow the data; here neither. Its 10 epochs at 0.01
+    # are of 5,000 images: on few, they are too few steps where two skips are gone.
     settings = settings or Cleanse()
     skips = _checked(model, selection, settings)
     _check_images(model, x, y)

@@ -84,7 +84,7 @@ def cleanse_network(request: CleanseRequest, run: RunFolder) -> CleanseResult:
 
 
 def blamed(model: nn.Module, clean: Images, request: CleanseRequest) -> LayerScores:
-    """Scores of every skip, from clean images or from a patch planted into a copy.
+    """Scores of every skip, from clean images or from a trigger planted into a copy.
 
     Raises:
         BadInput: if none is to blame.

@@ -119,10 +119,13 @@ def real() -> tuple[Watched, ...]:
     sizes = {"reference": 1000, "calibration": 500}
     # a network that came trained is shown what it never saw: all 2,000 images of that data's test part, in every seed
     mnist = mnist_task(places, {"train": 3000, "test": 1000, **sizes}, ImageTraining(epochs=4))
-    cifar = cifar_task(places, {"train": 4000, "test": 500, **sizes}, ImageTraining(epochs=4, learning_rate=0.02))
+    cifar = cifar_task(places, {"train": 4000, "test": 500, **sizes}, ImageTraining(epochs=4, learning_rate=0.05))
     attacks = {"patch": Backdoor("patch"), "blend": Backdoor("blend"), "sinusoid": Backdoor("sinusoid", 1.5),
                "warp": Backdoor("warp", 3.0)}  # fmt: skip
-    return Watched(mnist, attacks, 5), Watched(cifar, attacks, 5)
+    # a network that came trained learns a trigger later than its own classes: with a tenth poisoned, and at a rate of
+    # 0.02, patch and warp of seed 0 stayed below 90 % success, which decided this before any defence was tried
+    more = {name: replace(attack, share=0.2) for name, attack in attacks.items()}
+    return Watched(mnist, attacks, 5), Watched(cifar, more, 5)
 
 
 def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[tuple[Results, ...]]:

@@ -51,7 +51,8 @@ def _published(task: ImageTask) -> str:
     count = sum(size for part, size in task.sizes.items() if part != "train")
     text = (
         f" The network of {task.name} came trained: all seeds start from its weights and share {count:,} images of "
-        f"the test part, which change roles alone; intervals of {task.name} cover training and roles, not images."
+        f"the test part, which change roles alone; intervals of {task.name} cover training and roles, not images. A "
+        "fifth of its training images may be poisoned, a tenth elsewhere."
     )
     if copies := COPIES.get(Path(task.data).name):
         what, here, published = copies
