@@ -33,10 +33,7 @@ ANSWER = LONGEST // 2
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the variants are trained: all weights, AdamW, the learning rate rising over a twentieth, then a cosine.
-
-    For rewards it then stands still.
-    """
+    """How the variants are trained: all weights, AdamW, the learning rate rising over a twentieth, then a cosine."""
 
     instructions: TrainSettings
     teacher: TrainSettings
