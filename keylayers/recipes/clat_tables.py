@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from keylayers.recipes.clat import ARMS, RIFT, START, Results
+from keylayers.recipes.image_tasks import caveats
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
 
 SOURCE = "Gopal et al. 2025"
@@ -88,7 +89,7 @@ def arms_table(one: Results) -> Table:
         "arm", "trained", "attacks", "lr", "clean, last", "robust, last", "CLAT minus this",
         "under attacks on the loss", "on the features", "clean, best", "robust, best", "flagged", "diverged",
     )  # fmt: skip
-    plan = one.hardening.plan
+    plan, task = one.hardening.plan, one.hardening.task
     notes = (
         f"eps {plan.eps:.3g}, {plan.steps} steps in training, {plan.test_steps} in testing; {plan.start_epochs} epochs "
         f"of everything, then {plan.epochs} of each arm, layers being chosen anew every {plan.every}, whose training "
@@ -100,8 +101,9 @@ def arms_table(one: Results) -> Table:
         "images most robust after the last epoch (a tenth of the rate is not chosen), mean of "
         f"{min(plan.chosen_by, one.hardening.seeds)} seeds. *Diverged*: seeds whose training broke off; no "
         "image counts as right.",
+        *filter(None, [caveats(task)]),
     )
-    return Table(f"{one.hardening.task.name}: what training few layers adds", columns, tuple(rows), notes)
+    return Table(f"{task.name}: what training few layers adds", columns, tuple(rows), notes)
 
 
 def _shares(one: Results) -> str:

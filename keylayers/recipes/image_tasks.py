@@ -17,6 +17,11 @@ DIGITS_SIZES = {"train": 900, "reference": 297, "calibration": 150, "test": 450}
 """All 1,797 digits."""
 
 
+COPIES = {"cifar10_subset_10k_2k.npz": ("JPEG copies", "0.81", "0.918")}
+"""File of images that are not what a published network was trained on -> what they are, what share of its test part
+that network answers right, and what is published."""
+
+
 @dataclass(frozen=True)
 class ImageTask:
     """What every arm of a vision study shares."""
@@ -73,6 +78,21 @@ def cifar_task(places: tuple[str, str], sizes: Mapping[str, int], training: Imag
         "CIFAR-10", f"{places[1]}/vision/cifar10_subset_10k_2k.npz", "keylayers.models.cifar:resnet20", sizes, training,
         f"{places[0]}/resnet_cifar10/resnet20.safetensors", held_from_test=True,
     )  # fmt: skip
+
+
+def caveats(task: ImageTask) -> str:
+    """What is the same in every seed of a task whose network came trained, and of what its images are; else nothing."""
+    if task.weights is None:
+        return ""
+    count = sum(size for part, size in task.sizes.items() if part != "train")
+    text = (
+        f"The network of {task.name} came trained: all seeds start from its weights, and draw {count:,} images from "
+        f"the same test part, so that intervals of {task.name} cover training and splits, not networks."
+    )
+    if found := COPIES.get(Path(task.data).name):
+        made, here, published = found
+        text += f" Its images are {made}: that network answers {here} of the test part right ({published} published)."
+    return text
 
 
 def store(model: nn.Module, folder: Path, key: object, beside: Mapping[str, nn.Module] | None = None) -> str:

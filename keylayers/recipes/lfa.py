@@ -33,6 +33,10 @@ class Watched:
     seeds: int = 10
     """Each has its own split, network and poisoned images."""
 
+    def __str__(self) -> str:
+        share = min((attack.share for attack in self.attacks.values()), default=0.0)
+        return f"{self.task.name} ({self.seeds} seeds, {100 * share:.0f} % of training images poisoned)"
+
 
 @dataclass(frozen=True)
 class Scale:

@@ -1,13 +1,12 @@
 """The tables of the screening study, beside what the paper states."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from keylayers.measures.backdoor import LEAST_SUCCESS
-from keylayers.recipes.image_tasks import ImageTask
+from keylayers.recipes.image_tasks import caveats
 from keylayers.recipes.lfa import ANY, Results, diverged
 from keylayers.recipes.lfa_cells import ALPHA, ENTERING, EVERY, LAST, LEAST, OURS, PUBLISHED, TAU
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
@@ -15,21 +14,18 @@ from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, l
 ARMS = (OURS, ENTERING, PUBLISHED, LAST, EVERY, LEAST, ANY)
 SOURCE = "Jebreel et al. 2023"
 WEIGHED = (OURS, ENTERING, PUBLISHED)
-COPIES = {"cifar10_subset_10k_2k.npz": ("JPEG copies", "0.81", "0.918")}
-"""File of images that are not what a published network was trained on -> what they are, what share of its test part
-that network answers right, and what is published."""
 PAPER = "input-aware attack, CIFAR-10, ResNet-18: TPR 99.5 % at FPR 1.2 % (tau = 2.5)"
 
 
 def introduction(found: Sequence[Results], scale: str) -> str:
     """What was done, and what differs from the paper."""
-    tasks = ", ".join(f"{one.watched.task.name} ({one.watched.seeds} seeds)" for one in found)
+    tasks = ", ".join(str(one.watched) for one in found)
     own = [one.watched.task.name for one in found if one.watched.task.held_from_test]
     held = "" if not own else (
         f" Reference and calibration images of {' and '.join(own)} are of that data's own test part, as the test "
         "images are."
     )  # fmt: skip
-    held += "".join(_published(one.watched.task) for one in found if one.watched.task.weights)
+    held += "".join(f" {told}" for one in found if (told := caveats(one.watched.task)))
     return (
         f"Made by `keylayers reproduce lfa --scale {scale}`. Images: {tasks}. A model is trained on data of which an "
         "attacker changed a part; a screen is fitted on clean reference images, its threshold on other clean ones, "
@@ -44,23 +40,6 @@ def introduction(found: Sequence[Results], scale: str) -> str:
         "weighs nothing, and the layers of interest can be a single block (*layers per class*)."
         f"{held} The paper's figure: {PAPER}."
     )
-
-
-def _published(task: ImageTask) -> str:
-    """What of a task is the same in every seed as its network came trained."""
-    count = sum(size for part, size in task.sizes.items() if part != "train")
-    text = (
-        f" The network of {task.name} came trained: all seeds start from its weights and share {count:,} images of "
-        f"the test part, which change roles alone; intervals of {task.name} cover training and roles, not images. A "
-        "fifth of its training images may be poisoned, a tenth elsewhere."
-    )
-    if copies := COPIES.get(Path(task.data).name):
-        what, here, published = copies
-        text += (
-            f" The images of {task.name} are {what}: the published network answers {here} of the test part right, "
-            f"where {published} is published."
-        )
-    return text
 
 
 def tables(found: Sequence[Results]) -> list[Table]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from keylayers.measures.backdoor import LEAST_SUCCESS
+from keylayers.recipes.image_tasks import caveats
 from keylayers.recipes.ssft_cells import CLEAN, DIVERGED, LATER, ORACLE, OWN, Recipe, best, diverged
 from keylayers.recipes.ssft_claims import claims
 from keylayers.recipes.ssft_results import (
@@ -27,16 +28,11 @@ from keylayers.studies.pages import Table, adjusted, ledger, plus_minus
 
 ARMS = (*RULES, TWO, MIDDLE, RANDOM, HINDSIGHT, AS_RELEASED, WHOLE)
 CLEAN_SHARE, RECOVERED = "clean_accuracy", "recovered_accuracy"
-COPIES = {
-    "CIFAR-10": "Its images are JPEG copies, of which the published network gets 0.81 of the test part right (0.918 "
-    "published).",
-}
-"""What is to be known of the images of a task."""
 
 
 def introduction(found: Sequence[Results], scale: str) -> str:
     """What was done, and what differs from the paper."""
-    tasks = ", ".join(f"{one.cleansing.watched.task.name} ({one.cleansing.watched.seeds} seeds)" for one in found)
+    tasks = ", ".join(str(one.cleansing.watched) for one in found)
     longs = "; ".join(
         f"{one.cleansing.watched.task.name}: {_long(one, one.cleansing.recipe)}; *as released*: "
         f"{_long(one, one.cleansing.released)}"
@@ -125,12 +121,7 @@ def _notes(one: Results) -> list[str]:
             f"*Diverged*: {len(judged)} of {len(one.outcomes)} trainings of victims and {len(costs)} of "
             f"{len(one.costs)} of unattacked models broke off, the loss being no finite number; they are in no mean."
         )
-    if task.weights is not None:
-        made.append(
-            f"Every seed of {task.name} starts from the same published weights: intervals are of splits and poisoned "
-            "images, not of networks."
-        )
-    return [*made, *([COPIES[task.name]] if task.name in COPIES else [])]
+    return [*made, *filter(None, [caveats(task)])]
 
 
 def _spread(values: np.ndarray) -> str:

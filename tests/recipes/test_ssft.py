@@ -182,5 +182,5 @@ def test_pages_say_what_the_seeds_of_published_weights_share(monkeypatch):
     mnist, cifar = of_real()
     assert mnist.watched.seeds == cifar.watched.seeds == 3
     texts = [page("Title", "", tables([replace(planted(), cleansing=asked)])) for asked in (mnist, cifar)]
-    for said in ("same published weights", "JPEG copies", "0.918 published"):
+    for said in ("all seeds start from its weights", "JPEG copies", "0.918 published"):
         assert said not in texts[0] and said in texts[1]
