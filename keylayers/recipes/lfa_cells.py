@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from keylayers.actions.screen import Screen, ScreenSettings
 from keylayers.actions.screen_fit import fit_screen
@@ -17,6 +17,7 @@ from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.measures.detection import detection
 from keylayers.measures.objective import Batch, image_loss
+from keylayers.measures.replay import replay_of
 from keylayers.recipes.image_attacks import Backdoor, make_victim, victim
 from keylayers.recipes.image_tasks import ImageTask
 from keylayers.runs.quiet import quiet_libraries
@@ -74,11 +75,13 @@ def screens(
     scores = separations(found.model, layers, reference, ClassSeparation())
     theirs = ClassSeparation(classes="predicted", leave_one_out=False)
     choices = arms(scores, separations(found.model, listed, reference, theirs))
-    triggered = found.attacked().images
+    tests = [[{"x": some} for some in images.split(SIZE)] for images in (found.x, found.attacked().images)]
+    # every arm asks the network for the same features: it is run once
+    model, parts = replay_of(found.model, [layer.name for layer in listed], reference, calibration, *tests)
     results = {}
     for name, (chosen, settings) in choices.items():
-        screen = fit_screen(found.model, chosen, reference, calibration, settings)
-        results[name] = judged(screen, found.model, found.x, triggered)
+        screen = fit_screen(model, chosen, parts[0], parts[1], settings)
+        results[name] = judged(screen, model, *parts[2:])
     return {
         "arms": results,
         "weights": {name: weights(chosen) for name, (chosen, _) in choices.items()},
@@ -112,7 +115,7 @@ def separations(
     return class_separation(evidence, layers, settings)
 
 
-def judged(screen: Screen, model: nn.Module, clean: Tensor, triggered: Tensor) -> dict[str, float]:
+def judged(screen: Screen, model: nn.Module, clean: Sequence[Batch], triggered: Sequence[Batch]) -> dict[str, float]:
     """Areas and rates of one screen; rates at the published tau and at the conformal threshold."""
     suspicion, flags = zip(*(_seen(screen, model, images) for images in (clean, triggered)), strict=True)
     whole = detection(*suspicion, flags=(flags[0].tolist(), flags[1].tolist()))
@@ -126,8 +129,8 @@ def judged(screen: Screen, model: nn.Module, clean: Tensor, triggered: Tensor) -
     }
 
 
-def _seen(screen: Screen, model: nn.Module, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    found = list(screen.stream(model, ({"x": some} for some in images.split(SIZE))))
+def _seen(screen: Screen, model: nn.Module, images: Sequence[Batch]) -> tuple[np.ndarray, np.ndarray]:
+    found = list(screen.stream(model, images))
     return tuple(np.concatenate([getattr(one, what) for one in found]) for what in ("suspicion", "flags"))  # type: ignore[return-value]
 
 

@@ -35,7 +35,8 @@ def of_real(seeds: int = 3) -> tuple[Cleansing, ...]:
     made = []
     for watched in map(_without_consistent, real()):
         attacks = {name: watched.attacks[name] for name in ("patch", "blend")}
-        task = replace(watched.task, sizes={**watched.task.sizes, "reference": 500, "calibration": 250})
+        fewer = {"reference": 400, "calibration": 150, "test": 400}
+        task = replace(watched.task, sizes={**watched.task.sizes, **fewer})
         made.append(Cleansing(Watched(task, attacks, seeds), Recipe(5, 0.02, 50)))
     return tuple(made)
 
