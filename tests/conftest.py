@@ -1,5 +1,6 @@
 """What every test shares: no network, one thread per worker, the same random numbers each time."""
 
+import gc
 import os
 import random
 import signal
@@ -25,6 +26,20 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("keylayers", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("keylayers")
+
+
+_frozen = 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def imports_are_not_searched() -> None:
+    """Every training asks for collections, which take longer than a tiny model's training where they look through the
+    million objects that imports left; so those are put aside whenever many modules have been added."""
+    global _frozen
+    if len(sys.modules) > _frozen + 200:
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
 
 
 @pytest.fixture(autouse=True)

@@ -39,7 +39,8 @@ def test_more_of_the_best_layers_recover_more_and_beat_random_at_every_share(des
     )  # every layer is worth something
 
 
-def test_an_early_choice_costs_its_share_and_is_judged_beside_the_whole(desk):
+def test_an_early_choice_costs_its_share_and_is_judged_beside_the_whole(desk, monkeypatch):
+    monkeypatch.delenv("KEYLAYERS_MODELS", raising=False)  # without real tasks
     (one,) = frugal(desk, Frugal(tasks=("pirate",), seeds=3))
     assert one.seconds[EARLY] == (20 * 0.1 + 1,) * 3 and one.seconds[WHOLE] == (21,) * 3
     looked = {each["records"] for task, what, each in desk.asked if what == "score" and each["adapter"].endswith("0.1")}

@@ -108,3 +108,22 @@ def test_processes_serve_several_rounds(tmp_path):
         rounds = [run_cells(cells(*numbers), square, run, workers=pool) for numbers in ((1, 2), (3, 4), (1, 5))]
     assert len({one["process"] for each in rounds for one in each}) <= 2
     assert run_cells([], square, run) == []
+
+
+def frozen(fields):
+    import gc
+
+    return {"frozen": gc.get_freeze_count(), "process": os.getpid()}
+
+
+def test_what_imports_left_is_put_aside_in_other_processes_alone(tmp_path):
+    import gc
+
+    here = gc.get_freeze_count()
+    with open_run(tmp_path, "study", {}) as run, workers(2) as pool:
+        asked = [Cell("frozen", {"x": x}) for x in range(8)]
+        found = run_cells(asked, frozen, run, workers=pool)
+    for process in {one["process"] for one in found}:
+        counts = [one["frozen"] for one in found if one["process"] == process]
+        assert counts[0] == 0 and all(count > 1000 for count in counts[1:])
+    assert gc.get_freeze_count() == here
