@@ -81,6 +81,8 @@ def _league_figures(place: Path) -> Path | None:
 
 def _show_leagues(files: list[Path], figures: list[Path | None]) -> None:
     """Whether two leagues rank the ways of choosing layers alike."""
+    if absent := [file for file in files if not file.exists()]:
+        raise BadInput(f"compare: {absent[0]}: no such file or folder; give the run of a league, or its league.json.")
     if len(files) != 2 or None in figures:
         raise BadInput(
             f"compare: {', '.join(map(str, files))}: a league is compared with one other league: expected two runs of "

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from keylayers.errors import BadInput
 from keylayers.maths.ranks import Correlation, spearman
 from keylayers.measures.gain import recovered_gain
-from keylayers.recipes.league_plan import ENTRANTS
+from keylayers.recipes.league_plan import ENTRANTS, KINDS
 from keylayers.recipes.retraining import ALL
 from keylayers.runs import read_json
 
@@ -56,8 +56,9 @@ def _recovered(game: Mapping[str, Any], name: str) -> Float[np.ndarray, " seeds"
 
 
 def untuned(ways: Sequence[str]) -> tuple[str, ...]:
-    """Those that see nothing of a tuning: entrants without a stage 1, and rivals that are drawn."""
-    return tuple(name for name in ways if name not in ENTRANTS or ENTRANTS[name].share is None)
+    """Those that see nothing of a tuning: entrants without a stage 1, and rivals that are drawn, but not those of the
+    kinds that midpoint chose."""
+    return tuple(name for name in ways if name != KINDS and (name not in ENTRANTS or ENTRANTS[name].share is None))
 
 
 def agreement(first: Gains, second: Gains, ways: Sequence[str]) -> Agreement:

@@ -28,6 +28,7 @@ def test_what_cannot_be_compared_says_why(cli, tmp_path):
         ((few, few, few), "a league is compared with one other league"),
         ((few, tmp_path / "empty.json"), "expected the figures of `keylayers league`"),
         ((few, damaged), "damaged.json"),
+        ((few, tmp_path / "nowhere.json"), "nowhere.json: no such file or folder"),
     ):
         shown = cli("compare", *words)
         assert shown.code == 2 and said in shown.err and "Traceback" not in shown.err

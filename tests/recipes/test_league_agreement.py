@@ -43,7 +43,8 @@ def test_between_seeds_stands_what_a_league_repeats_of_itself(tmp_path):
 
 
 def test_rivals_that_are_drawn_see_no_tuning():
-    assert untuned(["midpoint", "random, same size", "Fisher"]) == ("random, same size", "Fisher")
+    ways = ["midpoint", "random, same size", "Fisher", "random, kinds of midpoint"]
+    assert untuned(ways) == ("random, same size", "Fisher")
 
 
 def test_the_document_quotes_what_the_command_prints_of_the_leagues_played():
