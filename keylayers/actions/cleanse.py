@@ -15,11 +15,12 @@ from keylayers.layers.blocks import find_blocks
 from keylayers.layers.capture import capture
 from keylayers.layers.layer import Layer, layer_named
 from keylayers.layers.placing import frozen, swapped
-from keylayers.layers.skips import skip_layers
+from keylayers.layers.skips import example_for, skip_layers
 from keylayers.layers.structure import module_named, parameters_of, tensors_of, walk
 from keylayers.layers.suppressed import Suppressed
 from keylayers.measures.backdoor import check_labels, check_no_class_empty
 from keylayers.measures.objective import logits_of, model_device
+from keylayers.models.pixels import image_argument
 from keylayers.scores.selection import Selection
 from keylayers.training.images import ImageTraining, train_images
 
@@ -103,7 +104,9 @@ def cleanse(
     # frozen stages follow the data; here neither. Its 10 epochs at 0.01
     # are of 5,000 images: on few, they are too few steps where two skips are gone.
     settings = settings or Cleanse()
-    skips = _checked(model, selection, settings)
+    if not len(x):
+        raise BadInput("there is no clean image to tune on; give some of every class.")
+    skips = _checked(model, selection, settings, example_for(model, {image_argument(model): x[:1]}))
     _check_images(model, x, y)
     wanted = _trained(model, skips, settings)
     folded = [name for skip in skips for name in _affine(model, skip, x)] if settings.fold else []
@@ -138,13 +141,15 @@ def cleanse(
     return Cleansed(result, undo, names, settings.factor, settings.fold, tuple(losses), trained, untouched)
 
 
-def _checked(model: nn.Module, selection: Selection, settings: Cleanse) -> list[Layer]:
+def _checked(
+    model: nn.Module, selection: Selection, settings: Cleanse, example: Mapping[str, Tensor] | None
+) -> list[Layer]:
     """The selected skips as this network has them."""
     if settings.tune not in get_args(Scope):
         raise UnknownName("scope to tune", str(settings.tune), get_args(Scope))
     if not (math.isfinite(settings.factor) and 0 <= settings.factor <= 1):
         raise BadInput(f"skips are to be multiplied by {settings.factor}; expected 0 (removed) to 1 (as they are).")
-    found = skip_layers(model)
+    found = skip_layers(model, example)
     names = [layer.name for layer in found]
     if strange := [name for name in selection.names if name not in names]:
         raise BadSelection(
@@ -161,8 +166,6 @@ def _checked(model: nn.Module, selection: Selection, settings: Cleanse) -> list[
 
 
 def _check_images(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    if not len(x):
-        raise BadInput("there is no clean image to tune on; give some of every class.")
     with frozen(model), torch.no_grad():
         classes = logits_of(model(x[:1].to(model_device(model)))).shape[-1]
     check_labels(y, classes, "the clean images", len(x))

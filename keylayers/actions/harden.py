@@ -170,20 +170,27 @@ def _loss(
     """Mean loss of a batch in nats with the features' term; starts are drawn from the training's generator."""
     attacked = _attacked(model, x, y, settings)
     stilled = settings.feature_weight > 0
-    clean = None
+    clean, masks = None, _seed()
+
+    def seen_by(images: Pixels) -> Tensor:
+        """Logits with the step's own dropout: with another in each pass, features would differ where images do not."""
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            torch.manual_seed(masks)
+            return logits_of(model(images))
+
     with capture(model, layers if stilled else (), detach=False) as seen:
-        logits = logits_of(model(attacked))
+        logits = seen_by(attacked)
         moved = dict(seen.outputs)
         if settings.loss != "pgd-at":
-            clean = logits_of(model(x))
+            clean = seen_by(x)
     loss = LOSSES[settings.loss](clean, logits, y, BETAS[settings.loss] if settings.beta is None else settings.beta)
     if not stilled:
         return loss
-    still = seen.outputs if clean is not None else features(model, layers, lambda: model(x))
+    still = seen.outputs if clean is not None else features(model, layers, lambda: seen_by(x))
     if not settings.fast:
         with frozen(model):
             away = settings.attack.climbed(features_moved(model, layers, x), x, _seed())
-        moved = features(model, layers, lambda: model(away))
+        moved = features(model, layers, lambda: seen_by(away))
     return loss + settings.feature_weight * feature_distance(moved, still).mean()
 
 

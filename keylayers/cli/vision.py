@@ -108,7 +108,7 @@ def run_harden(options: dict[str, Any]) -> None:
         write_json(folder / "results.json", asdict(found))
     say("\n".join(f"from epoch {epoch}: {_some(names)}" for epoch, names in found.selections))
     rows = [(name, *(f"{one[name]:.3f}" for one in (found.before, found.last, found.best))) for name in found.before]
-    say("\n" + table(("accuracy on test images", "before", "last epoch", f"epoch {found.best_epoch}, the best"), rows))
+    say("\n" + table(("accuracy on held-out images", "before", "last epoch", f"epoch {found.best_epoch}, the best"), rows))
     say(f"eps {eps:.4g}; {found.trained:,} parameters train; {found.untouched} tensors proved unchanged")
     for warning in found.warnings:
         say(f"warning: {warning}")

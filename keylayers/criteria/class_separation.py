@@ -156,11 +156,12 @@ def _features(
 
 
 def layers_of_interest(
-    scores: LayerScores, *, layers: int = 3, weights: Weights = "leaving", clamped: bool = True
+    scores: LayerScores, *, layers: int = 3, weights: Weights = "leaving", clamped: bool = True, stem: bool = False
 ) -> dict[int, Selection]:
     """For each class its layer of interest and the `layers` - 1 before it, with weights; never out of range.
 
-    The layer of interest is the one with the largest rise above the middle of the list. A layer weighs what cohesion
+    The layer of interest is the one with the largest rise above the middle of the list, in which what enters the first
+    layer counts as one where `stem` (the released list starts with the stem). A layer weighs what cohesion
     rises as it is left, the paper's d_l: the largest jump then weighs the layer before the one of interest, and the
     last layer of all, which nothing follows, weighs 0 (the released code stops with an error). `entering`, ours: what
     it rises as the layer is entered, so that the layer of interest weighs most. `released` gives every class the d_l of
@@ -181,7 +182,7 @@ def layers_of_interest(
     made, count = {}, len(scores.layers)
     last = scores.groups[max(scores.groups, key=int)]
     for name, rise in scores.groups.items():
-        first = min(count // 2 + 1, count - 1)
+        first = min((count + 1) // 2 if stem else count // 2 + 1, count - 1)
         place = first + int(np.argmax(rise[first:]))
         source = last if weights == "released" else rise
         each = rise if weights == "entering" else np.append(source[1:], 0.0)

@@ -1,13 +1,13 @@
 """How sharply success falls when a skip connection is turned down: where a backdoor's shortcut runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from keylayers.criteria.criterion import Evidence, criterion, scored
 from keylayers.criteria.work import Work
@@ -16,9 +16,9 @@ from keylayers.layers.layer import Layer
 from keylayers.layers.placing import frozen
 from keylayers.layers.prefix import block_outputs
 from keylayers.layers.skip_factors import SkipFactors
-from keylayers.layers.skips import skip_layers
+from keylayers.layers.skips import example_for
 from keylayers.measures.backdoor import misses
-from keylayers.measures.objective import Batch, Loss, finite, supervised
+from keylayers.measures.objective import Loss, finite, supervised
 from keylayers.scores.scores import LayerScores
 
 Calibration = Literal["clean-only", "own-trigger", "oracle"]
@@ -103,7 +103,8 @@ def _costs(
     """Summed cost of each batch with each skip at 1, 0.9, ..., 0, and the terms of each batch."""
     assert evidence.model is not None and evidence.data is not None
     model, batches = evidence.model, len(evidence.data)
-    example = example_for(model, evidence.data[0])
+    given = {key: value for key, value in evidence.data[0].items() if isinstance(value, Tensor) and key != "labels"}
+    example = example_for(model, given)
     costs, terms = np.zeros((batches, len(layers), STEPS + 1)), [0] * batches
     with frozen(model), torch.no_grad():
         for row, batch in enumerate(evidence.data):
@@ -120,18 +121,3 @@ def _costs(
                 if evidence.progress:
                     evidence.progress(row * len(layers) + column + 1, batches * len(layers), 0.0)
     return costs, terms
-
-
-def example_for(model: nn.Module, batch: Batch) -> Mapping[str, Tensor] | None:
-    """Inputs to find the skips with: none where the network itself says what it takes, else the batch's.
-
-    Raises:
-        BadInput: for a network without a skip.
-    """
-    try:
-        skip_layers(model)
-    except BadInput:
-        given = {key: value for key, value in batch.items() if isinstance(value, Tensor) and key != "labels"}
-        skip_layers(model, given)
-        return given
-    return None

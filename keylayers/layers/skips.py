@@ -35,6 +35,20 @@ def skip_layers(model: nn.Module, example: Mapping[str, Tensor] | None = None) -
     return tuple(_found(model, example))
 
 
+def example_for(model: nn.Module, given: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+    """Inputs to find the skips with: none where they are found without, else the given ones.
+
+    Raises:
+        BadInput: for a network without a skip, or where `given` does not run either.
+    """
+    try:
+        skip_layers(model)
+    except BadInput:
+        skip_layers(model, given)
+        return given
+    return None
+
+
 @contextmanager
 def scaled_skips(
     model: nn.Module,

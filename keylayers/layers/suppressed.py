@@ -1,12 +1,13 @@
 """A network some of whose skip connections are turned down for good, in every forward pass."""
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from keylayers.layers.layer import Layer
-from keylayers.layers.skips import scaled_skips
+from keylayers.layers.skips import example_for, scaled_skips
 
 
 class Suppressed(nn.Module):
@@ -26,9 +27,17 @@ class Suppressed(nn.Module):
         self.module = module
         self.skips = tuple(skip if isinstance(skip, str) else skip.name for skip in skips)
         self.factor = factor
+        self._example: tuple[Mapping[str, Tensor] | None] | None = None  # None: not known before a first forward pass
         self.train(module.training)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the network returns with its skips turned down."""
-        with scaled_skips(self.module, self.skips, self.factor):
+        if self._example is None:
+            self._example = (example_for(self.module, self._first_record(args, kwargs)),)
+        with scaled_skips(self.module, self.skips, self.factor, example=self._example[0]):
             return self.module(*args, **kwargs)
+
+    def _first_record(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Of a call's tensors, by the names of the network's arguments."""
+        bound = inspect.signature(self.module.forward).bind_partial(*args, **kwargs).arguments
+        return {k: value[:1].detach().clone() for k, value in bound.items() if isinstance(value, Tensor) and value.ndim}

@@ -1,8 +1,10 @@
 """Images as our vision networks take them: floats in [0, 1], normalised inside the network and nowhere else."""
 
+import inspect
+
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from keylayers.errors import BadInput
 
@@ -33,3 +35,10 @@ def checked_pixels(x: Float[Tensor, "batch channels height width"], channels: in
             "x / 255, without subtracting a mean, and clip to [0, 1] after noise or an attack."
         )
     return x
+
+
+def image_argument(model: nn.Module) -> str:
+    """Name of the argument that takes images: the one that a Hugging Face model states, else the first."""
+    names = inspect.signature(model.forward).parameters.values()
+    first = next((one.name for one in names if one.kind is one.POSITIONAL_OR_KEYWORD), "x")
+    return str(getattr(model, "main_input_name", first))

@@ -11,10 +11,11 @@ from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.skip_suppression import SkipSuppression, skip_suppression
 from keylayers.data.images import Images, load_images
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.naming import named_layers
-from keylayers.measures.backdoor import predicted_classes
+from keylayers.layers.skips import example_for, skip_layers
+from keylayers.measures.backdoor import check_target, predicted_classes
 from keylayers.measures.objective import image_loss
-from keylayers.recipes.image_inputs import ImageInputs, image_key
+from keylayers.models.pixels import image_argument
+from keylayers.recipes.image_inputs import ImageInputs
 from keylayers.recipes.planting import batches, own_trigger, planted, triggered
 from keylayers.runs import RunFolder, write_json, write_tensors
 from keylayers.scores import LayerScores, Selection
@@ -66,12 +67,13 @@ def cleanse_network(request: CleanseRequest, run: RunFolder) -> CleanseResult:
     """
     model = request.inputs.load_model()
     tuned, held = request.inputs.parts(TUNED)
-    bad = None if request.attacked is None else load_images(request.attacked)
+    bad = None if request.attacked is None else _attacked(request, len(tuned.classes))
     before = _figures(model, held, bad, request.attack_target)
-    layers = named_layers(model, "skip")
+    x, y = tuned.tensors()
+    layers = skip_layers(model, example_for(model, {image_argument(model): x[:1]}))
     scores = None if request.skip != "auto" else blamed(model, tuned, request)
     name = request.skip if scores is None else scores.ranking()[0].name
-    made = cleanse(model, Selection.of(layers, names=[name], allow_total=True), *tuned.tensors(), request.settings)
+    made = cleanse(model, Selection.of(layers, names=[name], allow_total=True), x, y, request.settings)
     after = _figures(made.model, held, bad, request.attack_target)
     _store(made, model, run)
     return CleanseResult(
@@ -90,20 +92,34 @@ def blamed(model: nn.Module, clean: Images, request: CleanseRequest) -> LayerSco
         BadInput: if none is to blame.
     """
     x, y = clean.tensors()
-    key = image_key(model)
+    key = image_argument(model)
     data = batches(x, y, key)
     if request.calibration == "own-trigger":
         trigger = own_trigger(x)
         model = planted(model, x, y, trigger, request.target)
         data = triggered(x, y, trigger, request.target, key)
     evidence = Evidence(model=model, data=data, loss=image_loss, granularity="skip")
-    scores = skip_suppression(evidence, named_layers(model, "skip"), SkipSuppression(request.calibration))
+    layers = skip_layers(model, example_for(model, {key: x[:1]}))
+    scores = skip_suppression(evidence, layers, SkipSuppression(request.calibration))
     if not scores.values.max() > 0:
         raise BadInput(
             f"by calibration {request.calibration} no skip is to blame: turning any one down changes nothing. Name one "
             "(--skip), or take the other calibration."
         )
     return scores
+
+
+def _attacked(request: CleanseRequest, classes: int) -> Images:
+    """What only measures; looked at before the work, not after it."""
+    assert request.attacked is not None and request.attack_target is not None
+    images = load_images(request.attacked)
+    check_target(request.attack_target, classes)
+    if not (images.labels != request.attack_target).any():
+        raise BadInput(
+            f"{request.attacked}: all {len(images)} labels are {request.attack_target}, the class that the trigger "
+            "brings; give the images their true labels, which say of whom it succeeds."
+        )
+    return images
 
 
 def _figures(model: nn.Module, held: Images, bad: Images | None, target: int | None) -> dict[str, float]:

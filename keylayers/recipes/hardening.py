@@ -9,12 +9,14 @@ from keylayers.actions.harden import Hardened, HardenSettings, harden
 from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.feature_fragility import FeatureFragility, feature_fragility
 from keylayers.data.images import Images
+from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers
 from keylayers.measures.attacks import FeatureAttack, Pgd
 from keylayers.measures.masking import sanity
 from keylayers.measures.objective import image_loss
 from keylayers.measures.robustness import clean_accuracy, robust_accuracy, worst_case
-from keylayers.recipes.image_inputs import ImageInputs, image_key
+from keylayers.models.pixels import image_argument
+from keylayers.recipes.image_inputs import ImageInputs, example_of
 from keylayers.runs import RunFolder, note, write_tensors
 from keylayers.scores import LayerScores, Selection, parse, select
 from keylayers.training.train import Report
@@ -28,7 +30,7 @@ TEST_STEPS, RESTARTS = 20, 2
 
 @dataclass(frozen=True)
 class HardenRequest:
-    """What to harden, and how."""
+    """What to harden, and how. Raises BadInput for settings without an epoch."""
 
     inputs: ImageInputs
     select: str = "top:5%"
@@ -38,10 +40,14 @@ class HardenRequest:
     """Whether layers are chosen anew as training goes on; not with given scores."""
     settings: HardenSettings = field(default_factory=HardenSettings)
 
+    def __post_init__(self) -> None:
+        if self.settings.training.epochs < 1:
+            raise BadInput(f"hardening for {self.settings.training.epochs} epochs changes nothing; give at least 1.")
+
 
 @dataclass(frozen=True)
 class HardenResult:
-    """What was done and what it brought, on test images used once."""
+    """What was done and what it brought, on images held out of it and used once."""
 
     selections: tuple[tuple[int, tuple[str, ...]], ...]
     """From which epoch on which layers trained."""
@@ -69,11 +75,10 @@ def harden_network(
     policy = parse(request.select)
     train, calibration, test = request.inputs.parts(TRAINED, CALIBRATION)
     model = request.inputs.load_model()
-    layers = named_layers(model, request.granularity)  # type: ignore[arg-type]
     attack = request.settings.attack
     seed = request.inputs.seed
+    choose = _chooser(request, train, model, scores)
     before, _ = _measured(model, test, attack, seed)
-    choose = _chooser(request, train, image_key(model), scores)
     first = choose(model)
     note(f"training {', '.join(first.names[:5])}{' and others' if len(first) > 5 else ''}, chosen by {policy}")
     again = choose if request.again and scores is None else None
@@ -84,7 +89,7 @@ def harden_network(
     made = harden(model, first, *train.tensors(), request.settings, reselect=again, watch=watch, report=report)
     last, warnings = _measured(model, test, attack, seed)
     write_tensors(run.path / "last.safetensors", dict(model.state_dict()))
-    assert made.best is not None and made.best_epoch is not None and layers
+    assert made.best is not None and made.best_epoch is not None
     write_tensors(run.path / "best.safetensors", made.best)
     model.load_state_dict(dict(made.best))
     best, _ = _measured(model, test, attack, seed)
@@ -95,13 +100,13 @@ def harden_network(
 
 
 def _chooser(
-    request: HardenRequest, train: Images, key: str, scores: LayerScores | None
+    request: HardenRequest, train: Images, model: nn.Module, scores: LayerScores | None
 ) -> Callable[[nn.Module], Selection]:
-    (batch,) = train.drawn(CHOSEN_ON, request.inputs.seed).batches(CHOSEN_ON, key)
+    (batch,) = train.drawn(CHOSEN_ON, request.inputs.seed).batches(CHOSEN_ON, image_argument(model))
+    layers = named_layers(model, request.granularity, example=example_of(model, batch))
     ball = request.settings.attack.ball
 
     def choose(model: nn.Module) -> Selection:
-        layers = named_layers(model, request.granularity)  # type: ignore[arg-type]
         if scores is not None:
             return select(scores, request.select)
         evidence = Evidence(model=model, data=[batch], loss=image_loss, granularity=request.granularity)

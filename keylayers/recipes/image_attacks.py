@@ -103,9 +103,9 @@ class Victim:
         """How many there are."""
         return len(self.parts.test.classes)
 
-    def attacked(self, trigger: Trigger | None = None) -> Attacked:
-        """The test images of other classes than the target's, with its trigger or one that is given."""
-        return attacked(self.x, self.y, self.trigger or trigger or Patch(2), TARGET, self.classes)
+    def attacked(self) -> Attacked:
+        """The test images of other classes than the target's, with its trigger; of a clean model with a patch."""
+        return attacked(self.x, self.y, self.trigger or Patch(2), TARGET, self.classes)
 
 
 def victim(folder: Path, task: ImageTask, seed: int, attack: Backdoor | None, file: str) -> Victim:

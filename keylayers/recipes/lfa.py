@@ -35,7 +35,9 @@ class Watched:
 
     def __str__(self) -> str:
         share = min((attack.share for attack in self.attacks.values()), default=0.0)
-        return f"{self.task.name} ({self.seeds} seeds, {100 * share:.0f} % of training images poisoned)"
+        return (
+            f"{self.task.name} ({self.seeds} seeds, {100 * share:.0f} % of training images of other classes poisoned)"
+        )
 
 
 @dataclass(frozen=True)

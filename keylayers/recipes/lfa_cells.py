@@ -52,7 +52,7 @@ def arms(scores: LayerScores, released: LayerScores) -> dict[str, tuple[Chosen, 
     return {
         OURS: (layers_of_interest(scores), ours),
         ENTERING: (layers_of_interest(scores, weights="entering"), ours),
-        PUBLISHED: (layers_of_interest(released, weights="released", clamped=False), theirs),
+        PUBLISHED: (layers_of_interest(released, weights="released", clamped=False, stem=True), theirs),
         LAST: (select(layers, "last:1"), ours),
         EVERY: (Selection.of(layers, names=[layer.name for layer in layers], allow_total=True), ours),
         LEAST: (select(scores, "bottom:1"), ours),

@@ -14,6 +14,12 @@ from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, l
 ARMS = (OURS, ENTERING, PUBLISHED, LAST, EVERY, LEAST, ANY)
 SOURCE = "Jebreel et al. 2023"
 WEIGHED = (OURS, ENTERING, PUBLISHED)
+NEAR = 0.01
+"""Of the promised rate, which is met on average over calibrations: with equality but for a rounding."""
+RESTATED = (
+    "The claim of the conformal threshold was that of fewer alarms than promised until its figures had been seen; a "
+    "threshold that meets its promise cannot show that, so that a margin of a point was put in."
+)
 PAPER = "input-aware attack, CIFAR-10, ResNet-18: TPR 99.5 % at FPR 1.2 % (tau = 2.5)"
 
 
@@ -35,9 +41,11 @@ def introduction(found: Sequence[Results], scale: str) -> str:
         "What differs from the paper: small networks and images; centroids of the other records of a class, weights "
         "per class (the released code gives every class those of the last), negative weights set to 0; thresholds also "
         f"by a conformal quantile that promises at most {ALPHA:.0%} of false alarms. *As published* keeps the released "
-        "weights, centroids (predicted classes, each record part of its own) and list of layers, which ends in the "
-        "logits. The others choose among blocks alone: a layer weighs by what follows it, so that the last block "
-        "weighs nothing, and the layers of interest can be a single block (*layers per class*)."
+        "weights, centroids (each record part of its own; of predicted classes where layers are chosen) and list of "
+        "layers, which ends in the logits. The released code counts as poisoned what the attack succeeds on alone; "
+        "here all triggered images are, which lowers rates where an attack misses some. The others choose among blocks "
+        "alone: a layer weighs by what follows it, so that the last block weighs nothing, and the layers of interest "
+        "can be a single block (*layers per class*)."
         f"{held} The paper's figure: {PAPER}."
     )
 
@@ -45,7 +53,7 @@ def introduction(found: Sequence[Results], scale: str) -> str:
 def tables(found: Sequence[Results]) -> list[Table]:
     """Claims first, then every task."""
     claimed = [one for results in found for one in adjusted(claims(results))]
-    made = [ledger(claimed, note="P-values are adjusted within each task.")] if claimed else []
+    made = [ledger(claimed, note=f"P-values are adjusted within each task. {RESTATED}")] if claimed else []
     for one in found:
         if one.attacks:
             made += [arms_table(one), choices_table(one), attacks_table(one), blocks_table(one)]
@@ -70,8 +78,8 @@ def claims(one: Results) -> list[Claim]:
         claim(f"{name}: as published beats {LAST}", SOURCE, -one.over_attacks(LAST, area), published, "of AUROC")
     )
     alarms = one.over_attacks(OURS, "fpr, conformal")
-    text = f"{name}: the conformal threshold flags fewer clean images than promised"
-    return [*made, claim(text, "ours", np.full(len(alarms), ALPHA), alarms, "of images")]
+    text = f"{name}: the conformal threshold flags as few clean images as promised, to a point"
+    return [*made, claim(text, "ours", np.full(len(alarms), ALPHA + NEAR), alarms, "below that")]
 
 
 def arms_table(one: Results) -> Table:

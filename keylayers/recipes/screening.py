@@ -14,13 +14,14 @@ from keylayers.criteria.criterion import Evidence
 from keylayers.data.images import load_pixels
 from keylayers.layers.naming import named_layers
 from keylayers.measures.objective import image_loss
-from keylayers.recipes.image_inputs import ImageInputs, image_key
+from keylayers.models.pixels import image_argument
+from keylayers.recipes.image_inputs import ImageInputs, example_of
 from keylayers.runs import RunFolder
 from keylayers.scores import Selection, select
 
 AUTO = "auto"
 REFERENCE = 0.6
-"""Of the clean images; the rest calibrates the threshold."""
+"""Of the clean images; the rest calibrates a conformal threshold."""
 SIZE = 128  # images of a batch
 
 
@@ -59,17 +60,18 @@ def screen_stream(request: ScreenRequest, run: RunFolder) -> ScreenResult:
     """
     pixels = load_pixels(request.stream)
     model = request.inputs.load_model()
-    key = image_key(model)
-    reference, calibration = (list(part.batches(SIZE, key)) for part in request.inputs.parts(REFERENCE))
-    blocks = named_layers(model, "block", example=_example(model, reference[0]))
+    key = image_argument(model)
+    conformal = request.settings.threshold == "conformal"  # tau is no quantile, and needs no images apart
+    parts = request.inputs.parts(REFERENCE) if conformal else request.inputs.parts()
+    reference, *others = (list(part.batches(SIZE, key)) for part in parts)
+    blocks = named_layers(model, "block", example=example_of(model, reference[0]))
     chosen: Selection | dict[int, Selection]
     if request.layers == AUTO:
         evidence = Evidence(model=model, data=reference, loss=image_loss, granularity="block")
         chosen = layers_of_interest(class_separation(evidence, blocks))
     else:
         chosen = select(blocks, request.layers)
-    conformal = request.settings.threshold == "conformal"
-    screen = fit_screen(model, chosen, reference, calibration if conformal else None, request.settings)
+    screen = fit_screen(model, chosen, reference, others[0] if others else None, request.settings)
     save_screen(screen, run.path / "screen.safetensors")
     found = _judged(screen, model, pixels)
     return ScreenResult(
@@ -82,7 +84,7 @@ def screen_stream(request: ScreenRequest, run: RunFolder) -> ScreenResult:
 
 
 def _judged(screen: Screen, model: nn.Module, pixels: np.ndarray) -> dict[str, np.ndarray]:
-    key = image_key(model)
+    key = image_argument(model)
     batches = (
         {key: torch.from_numpy(pixels[start : start + SIZE].astype(np.float32)) / 255}
         for start in range(0, len(pixels), SIZE)
@@ -90,10 +92,3 @@ def _judged(screen: Screen, model: nn.Module, pixels: np.ndarray) -> dict[str, n
     seen = list(screen.stream(model, batches))
     names = {"class": "classes", "suspicion": "suspicion", "flagged": "flags"}
     return {name: np.concatenate([getattr(one, what) for one in seen]) for name, what in names.items()}
-
-
-def _example(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any] | None:
-    """A batch to find layers with, where the network does not say what it takes."""
-    if hasattr(model, "config") or hasattr(model, "dummy_inputs"):
-        return None
-    return {key: value for key, value in batch.items() if key != "labels"}

@@ -10,7 +10,7 @@ from keylayers.measures.backdoor import LEAST_SUCCESS
 from keylayers.recipes.lab import Lab
 from keylayers.recipes.lfa import CONSISTENT, Watched, digits, needs, real
 from keylayers.recipes.ssft_cells import ORACLE, OWN, Recipe, best, compute, diverged
-from keylayers.recipes.ssft_results import AS_RELEASED, SUCCESS, TWO, WHOLE, Cleansing, Results
+from keylayers.recipes.ssft_results import AS_RELEASED, RELEASED_TWIN, SUCCESS, TWO, WHOLE, Cleansing, Results
 from keylayers.runs import RunFolder
 from keylayers.studies.cells import workers
 
@@ -115,8 +115,10 @@ def _arms(
         if len(both) > 1:
             arms[f"{' and '.join(both)} alone"] = {"skips": [first[stage] for stage in both], **twin}
     if scores[ORACLE] is not None:
-        oracle = {"tune": "stage", "recipe": asdict(cleansing.released), "oracle": True}
-        arms[AS_RELEASED] = {"skips": [skips[best(scores[ORACLE])[0]]], "factor": 0.0, **oracle}
+        chosen = [skips[best(scores[ORACLE])[0]]]
+        oracle = {"skips": chosen, "tune": "stage", "recipe": asdict(cleansing.released), "oracle": True}
+        arms[AS_RELEASED] = {"factor": 0.0, **oracle}
+        arms[RELEASED_TWIN] = {"factor": 1.0, **oracle, "later": False}
     return arms
 
 

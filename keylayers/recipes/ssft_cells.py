@@ -96,7 +96,9 @@ def blamed(folder: Path, *, task: Mapping[str, Any], seed: int, attack: Mapping[
     for way, made in ways.items():
         try:
             values = _scores(*made()).values
-        except BadInput:  # a trigger that could not be planted
+        except BadInput:
+            if way != OWN:  # a trigger that could not be planted; else what is given is wrong
+                raise
             scores[way] = None
         except Diverged as error:
             scores[way], broken[way] = None, str(error)

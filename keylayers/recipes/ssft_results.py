@@ -12,10 +12,11 @@ from keylayers.recipes.ssft_cells import CLEAN, ORACLE, OWN, Recipe, best, diver
 
 RANDOM, MIDDLE, HINDSIGHT = "any one skip, at random", "skips of the middle stage", "best in hindsight"
 WHOLE, AS_RELEASED = "fine-tuning alone, everything", "as released (oracle)"
+RELEASED_TWIN = "as released, nothing silenced"
 RULES = (ORACLE, OWN, CLEAN)
 TWO = "the two most blamed by an own trigger"
 TWIN = "the same tuning, nothing silenced"
-SUCCESS = "attack_success_rate"
+SUCCESS, CLEAN_SHARE = "attack_success_rate", "clean_accuracy"
 NONE = float("nan")
 
 
@@ -54,7 +55,8 @@ class Results:
     blamed: Mapping[Place, Mapping[str, Any]]
     """Scores of every skip by each rule; None by a rule that blames none."""
     outcomes: Mapping[tuple[str, int, str], Mapping[str, Any]]
-    """(attack, seed, key) -> the judgement; keys are skips, `STAGE alone`, TWO, WHOLE, AS_RELEASED."""
+    """(attack, seed, key) -> the judgement; keys are skips, `STAGE alone`, TWO, WHOLE, AS_RELEASED and
+    its twin."""
     costs: Mapping[tuple[int, str], Mapping[str, Any]]
     """(seed, skip) -> accuracy of a model that nobody attacked, before and after the same was done to it."""
 
@@ -83,7 +85,9 @@ class Results:
     def twins(self, place: Place, arm: str) -> list[str]:
         """Keys of the same trainings with nothing silenced."""
         found = []
-        for key in () if arm in (WHOLE, AS_RELEASED) else self.keys(place, arm):
+        if arm == AS_RELEASED:
+            return [RELEASED_TWIN] if self.keys(place, arm) else []
+        for key in () if arm == WHOLE else self.keys(place, arm):
             scores = self.blamed[place]["scores"][OWN]
             found.append(alone([self.skips[index] for index in best(scores, 2)] if key == TWO else [key], self))
         return found

@@ -93,8 +93,9 @@ def ledger(claims: Sequence[Claim], title: str = "Claims", note: str = "") -> Ta
         tuple(claim.row() for claim in claims),
         (
             "Verdicts follow from the adjusted p-value alone. *Detectable*: the smallest true effect that this many "
-            "seeds of this spread would have shown with power 0.8 (unknown where all seeds give the same); more seeds "
-            f"or tasks may decide what is undecided.{' ' * bool(note)}{note}",
+            "seeds of this spread would have shown with power 0.8, were its claim the only one tested (unknown where "
+            "all seeds give the same); beside others it takes more. More seeds or tasks may decide what is undecided."
+            f"{' ' * bool(note)}{note}",
         ),
     )
 

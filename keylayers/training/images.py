@@ -31,6 +31,20 @@ class ImageTraining:
     seed: int = 0
     """Of the order of images, and of dropout."""
 
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch_size < 1:
+            raise BadInput(
+                f"{self.epochs} epochs in batches of {self.batch_size}: expected at least 0 epochs, and 1 image in a "
+                "batch."
+            )
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise BadInput(f"learning rate is {self.learning_rate}: expected a number above 0, such as 0.05.")
+        if not (0 <= self.momentum < 1 and self.weight_decay >= 0):
+            raise BadInput(
+                f"momentum is {self.momentum} and weight decay {self.weight_decay}: expected a momentum from 0 to "
+                "below 1, and a decay of at least 0."
+            )
+
 
 def ordinary_loss(model: nn.Module, x: Tensor, y: Tensor) -> Float[Tensor, ""]:
     """Mean cross-entropy in nats."""

@@ -122,11 +122,13 @@ def train(
 def hold_statistics(model: nn.Module) -> None:
     """Puts frozen batch-norm modules in eval mode, so that their running statistics, which no flag freezes, stay.
 
-    For a loop of one's own: call it after every `model.train()`.
+    One without parameters is frozen where anything else is. For a loop of one's own: call it after every
+    `model.train()`.
     """
+    whole = all(parameter.requires_grad for parameter in model.parameters())
     for module in model.modules():
-        tracks = getattr(module, "track_running_stats", False)
-        if tracks and not any(parameter.requires_grad for parameter in module.parameters()):
+        tracks, own = getattr(module, "track_running_stats", False), list(module.parameters())
+        if tracks and not (any(parameter.requires_grad for parameter in own) if own else whole):
             module.eval()
 
 

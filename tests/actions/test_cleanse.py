@@ -183,6 +183,31 @@ def test_a_fold_after_training_is_the_wrapper_after_the_same_training() -> None:
     assert torch.equal(*answers)
 
 
+class FixedSize(nn.Module):
+    """Takes 8 x 8 images alone, which nothing but its last map says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.head = nn.Linear(4 * 64, 10)
+
+    def forward(self, image: Tensor) -> Tensor:
+        entering = self.stem(image)
+        return self.head((torch.relu(self.inner(entering)) + entering).flatten(1))
+
+
+def test_a_network_of_one_input_size_is_cleansed_by_the_images_it_is_given() -> None:
+    torch.manual_seed(0)
+    model, (x, y) = FixedSize().eval(), images()
+    layers = named_layers(model, "skip", example={"image": x[:1]})
+    found = cleanse(model, Selection.of(layers, names=["skip"], allow_total=True), x, y, Cleanse(training=SHORT))
+    inside = model.stem(x)
+    expected = model.head(torch.relu(model.inner(inside)).flatten(1))
+    assert torch.allclose(found.model(x), expected, atol=1e-6)
+    again = copy.deepcopy(Suppressed(model, ["skip"]))
+    assert torch.equal(again(image=x), found.model(x)) and torch.equal(again(x[:3]), found.model(x[:3]))
+
+
 def test_an_error_leaves_everything_as_it_was() -> None:
     model = network()
     before = full_state(model)

@@ -153,6 +153,30 @@ def test_the_term_stills_the_features_of_images_it_has_not_seen_and_robustness_d
     assert clean_accuracy(model, x, y).accuracy > 0.7
 
 
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_features_differ_by_the_images_alone_and_not_by_dropout(loss, fast) -> None:
+    """Under an attack of no size the term is 0, whatever dropout does to each pass."""
+
+    class Dropping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.drop, self.map, self.head = nn.Dropout(0.5), nn.Linear(64, 30), nn.Linear(30, 10)
+            self.dummy_inputs = {"x": torch.zeros(1, 1, 8, 8)}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.map(self.drop(x.flatten(1)))))
+
+    once = {"attack": Pgd(Ball(1e-9), 1), "training": ImageTraining(1, batch_size=60), "loss": loss, "fast": fast}
+    losses = []
+    for weight in (1e3, 0.0):
+        model = Dropping()
+        given = settings(feature_weight=weight, **once)
+        losses += harden(model, chosen(model, "map", granularity="linear"), *some(), given).losses
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+
 def test_layers_are_chosen_anew_at_the_interval_and_each_trains_in_its_turn_alone() -> None:
     model, asked, prints = network(), [], [hashes(network())]
     turns = ["layer2.0.conv1", "layer3.0.conv2", "layer1.0.conv1"]

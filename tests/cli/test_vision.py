@@ -9,6 +9,7 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 
 from keylayers.actions.screen import load_screen
+from keylayers.actions.screen_fit import fit_screen
 from keylayers.cli.vision import fraction
 from keylayers.criteria.feature_fragility import feature_fragility
 from keylayers.data.images import load_images
@@ -18,7 +19,7 @@ from keylayers.measures.backdoor import predicted_classes
 from keylayers.measures.masking import sanity
 from keylayers.models.digits import digits_resnet
 from keylayers.models.normalised import normalise_inside
-from keylayers.recipes import hardening
+from keylayers.recipes import hardening, screening
 from keylayers.recipes.image_attacks import Backdoor, make_victim, victim
 from keylayers.training.images import ImageTraining, train_images
 from tests.recipes.images import watched
@@ -208,6 +209,10 @@ def test_bad_images_are_told(cli, place, tmp_path, command, changes, said):
         (("cleanse", "--attack-target", "1"), "--attacked and --attack-target go together"),
         (("cleanse", "--factor", "2"), "expected 0 (removed) to 1"),
         (("harden", "--eps", "eight"), "--eps eight: expected a radius such as 8/255"),
+        (("harden", "--epochs", "0"), "hardening for 0 epochs changes nothing"),
+        (("harden", "--batch-size", "0"), "expected at least 0 epochs, and 1 image in a batch"),
+        (("cleanse", "--lr", "-1"), "learning rate is -1.0: expected a number above 0"),
+        (("cleanse", "--epochs", "-3"), "-3 epochs in batches of 50"),
         (("harden", "--eps", "8"), "expected a radius above 0 and at most 1"),
         (("harden", "--loss", "pgd"), "unknown loss 'pgd'; did you mean 'pgd-at'"),
         (("harden", "--select", "tob:5%"), "did you mean 'top'"),
@@ -219,6 +224,67 @@ def test_wrong_words_are_told(cli, tmp_path, words, said):
     done = cli(*words, "--out", tmp_path / "run")
     assert done.code == 2 and any(part in done.err for part in said.split("|")), done.err
     assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("target", "labels", "said"),
+    [(1, 1, "all 20 labels are 1, the class that the trigger brings"), (99, 2, "the target class is 99; expected 0")],
+)
+def test_attacked_images_are_looked_at_before_the_work(cli, place, tmp_path, target, labels, said):
+    """With the labels that the attacker put there, success would be the mean of nothing; of a class that there is not,
+    0."""
+    np.savez(tmp_path / "bad.npz", x=np.load(place / "bad.npz")["x"][:20], y=np.full(20, labels))
+    done = cli(
+        "cleanse", "--weights", place / "w.safetensors", "--clean", place / "clean.npz", "--out", tmp_path / "run",
+        "--attacked", tmp_path / "bad.npz", "--attack-target", target,
+    )  # fmt: skip
+    assert done.code == 2 and said in done.err and not (tmp_path / "run" / "cleansed.safetensors").exists(), done.err
+
+
+def backwards() -> torch.nn.Module:
+    """A network that declares its layers in another order than it runs them."""
+
+    class Backwards(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = torch.nn.Linear(36, 10)
+            self.late = torch.nn.Conv2d(4, 4, 3, padding=1)
+            self.early = torch.nn.Conv2d(1, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = torch.relu(self.late(torch.relu(self.early(x))))
+            return self.head(torch.nn.functional.adaptive_avg_pool2d(hidden, 3).flatten(1))
+
+    return Backwards()
+
+
+def test_layers_are_hardened_in_the_order_they_run(cli, tmp_path, monkeypatch):
+    """Fragility compares a layer with the one before it."""
+    seen = []
+
+    def scoring(evidence, layers, settings):
+        seen.append([layer.name for layer in layers])
+        return feature_fragility(evidence, layers, settings)
+
+    monkeypatch.setattr(hardening, "feature_fragility", scoring)
+    monkeypatch.setattr(hardening, "_measured", lambda *_: ({"clean": 0.0}, ()))
+    words = ("--model", "tests.cli.test_vision:backwards", "--steps", "1", "--epochs", "1", "--select", "top:1")
+    done = cli("harden", *words, "--out", tmp_path / "run")
+    assert done.code == 0 and seen == [["early", "late"]], done.err
+
+
+def test_by_tau_all_clean_images_are_the_reference(cli, place, tmp_path, monkeypatch):
+    """A recommended constant is calibrated on nothing."""
+    seen = []
+
+    def fitting(model, chosen, reference, calibration=None, settings=None):
+        seen.append((sum(len(batch["labels"]) for batch in reference), calibration))
+        return fit_screen(model, chosen, reference, calibration, settings)
+
+    monkeypatch.setattr(screening, "fit_screen", fitting)
+    words = ("--weights", place / "w.safetensors", "--clean", place / "clean.npz", "--data", place / "stream.npz")
+    done = cli("screen", *words, "--tau", "2.5", "--layers", "blocks:2", "--out", tmp_path / "run")
+    assert done.code == 0 and seen == [(len(np.load(place / "clean.npz")["y"]), None)], done.err
 
 
 def test_a_radius_is_a_fraction_or_a_number():

@@ -137,6 +137,17 @@ def test_weights_of_the_layers_of_interest_by_hand() -> None:
     assert layers_of_interest(scores)[0].names == ("layers.3", "layers.4")
 
 
+@pytest.mark.parametrize(("count", "first"), [(6, 3), (7, 4), (8, 4), (10, 5)])
+def test_with_a_stem_the_middle_is_that_of_the_released_list(count: int, first: int) -> None:
+    """The notebook's list is the stem and what follows: of count + 1 layers it looks above place (count + 1) // 2."""
+    listed = count + 1
+    assert first == listed // 2 + 1 - 1  # one place less where the stem is not listed
+    for place in range(first - 1, count):
+        rise = [0.5 if index == place else 0.01 * index for index in range(count)]
+        found = layers_of_interest(by_hand(rise, rise), layers=1, weights="entering", stem=True)
+        assert (found[0].names == (f"layers.{place}",)) == (place >= first)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 @pytest.mark.parametrize("weights", ["entering", "leaving", "released"])
 @pytest.mark.parametrize("clamped", [True, False])

@@ -3,8 +3,17 @@
 import numpy as np
 
 from keylayers.recipes.ssft_cells import CLEAN, ORACLE, OWN, Recipe
-from keylayers.recipes.ssft_results import AS_RELEASED, SUCCESS, TWO, WHOLE, Cleansing, Results
-from keylayers.recipes.ssft_tables import CLEAN_SHARE, RECOVERED
+from keylayers.recipes.ssft_results import (
+    AS_RELEASED,
+    CLEAN_SHARE,
+    RELEASED_TWIN,
+    SUCCESS,
+    TWO,
+    WHOLE,
+    Cleansing,
+    Results,
+)
+from keylayers.recipes.ssft_tables import RECOVERED
 from tests.recipes.images import watched
 
 SKIPS, STAGES = ("a.0", "a.1", "b.0"), ("a", "a", "b")
@@ -14,7 +23,7 @@ def planted(seeds: int = 5, blend: bool = True, **after: float) -> Results:
     """Victims of two attacks; blend survives everything, and no rule but the clean one blames a skip for it."""
     noise = np.array([0.0, 0.01, -0.01, 0.02, -0.02])
     figures = {"a.0": 0.9, "a.1": 0.3, "b.0": 0.6, "a alone": 0.95, "b alone": 0.9, "a and b alone": 0.9, TWO: 0.2,
-               WHOLE: 0.95, AS_RELEASED: 0.4, **after}  # fmt: skip
+               WHOLE: 0.95, AS_RELEASED: 0.4, RELEASED_TWIN: 0.85, **after}  # fmt: skip
     blamed, outcomes = {}, {}
     for attack in ("patch", "blend")[: 1 + blend]:
         for seed in range(seeds):
@@ -23,10 +32,14 @@ def planted(seeds: int = 5, blend: bool = True, **after: float) -> Results:
                       CLEAN: [0.2, 0.1, 0.0]}  # fmt: skip
             blamed[attack, seed] = {"skips": SKIPS, "scores": scores}
             for place, (key, value) in enumerate(figures.items()):
-                if not known and key in (TWO, AS_RELEASED, "a and b alone"):
+                if not known and key in (TWO, AS_RELEASED, RELEASED_TWIN, "a and b alone"):
                     continue
                 mean = (value if known else 0.99) + noise[(seed + place) % 5] / 10
-                share = {SUCCESS: [mean], CLEAN_SHARE: [0.9 if key == "a.1" else 0.7], RECOVERED: [1 - mean]}
+                share = {
+                    SUCCESS: [mean],
+                    CLEAN_SHARE: [(0.9 if key == "a.1" else 0.7) + noise[seed] / 100],
+                    RECOVERED: [1 - mean],
+                }
                 before = {SUCCESS: [1.0], CLEAN_SHARE: [0.95], RECOVERED: [0.0]}
                 later = {**share, SUCCESS: [mean + noise[seed] / 10 + (0.2 if key == TWO else 0.0)]}
                 outcomes[attack, seed, key] = {"attacked": {"before": before, "after": share, "later": later}}

@@ -167,7 +167,12 @@ def test_claims_follow_the_accuracies(found, rival, verdict):
         return tuple({"last": one, "best": {}, "trained": 1} for one in last)
 
     arms = {name: seen(0.1, 0.2) for name in (START, *ARMS, *RIFT)}
-    arms |= {START: seen(0.3, 0.6), "CLAT": seen(0.7, 0.8, 0), "random layers": seen(rival, 1.5 - rival)}
+    arms |= {
+        START: seen(0.3, 0.6),
+        "CLAT, fast": seen(0.2, 0.3, 0),
+        "CLAT": seen(0.7, 0.8, 0),
+        "random layers": seen(rival, 1.5 - rival),
+    }
     arms["RiFT"] = tuple({**one, "share": 0.5} for one in seen(0.0, 0.55, 0))
     told = {one.text.removeprefix("few digits: "): one for one in claims(Results(found[0].hardening, arms))}
     expected = {
@@ -175,6 +180,7 @@ def test_claims_follow_the_accuracies(found, rival, verdict):
         "CLAT beats random layers, clean accuracy after the last epoch": (rival - 0.7, opposite.get(verdict, verdict)),
         f"CLAT beats {START}, robust accuracy after the last epoch": (0.4, "supported"),
         f"CLAT beats {START}, clean accuracy after the last epoch": (0.2, "supported"),
+        "CLAT, fast beats everything at as many attacks, robust accuracy after the last epoch": (0.1, "supported"),
         "RiFT raises clean accuracy": (-0.05, "contradicted"),
     }
     for text, (effect, said) in expected.items():

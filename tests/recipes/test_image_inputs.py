@@ -11,7 +11,8 @@ from keylayers.data.images import load_pixels
 from keylayers.errors import BadInput
 from keylayers.measures.backdoor import predicted_classes
 from keylayers.models.digits import DigitsResNet
-from keylayers.recipes.image_inputs import ImageInputs, image_key
+from keylayers.models.pixels import image_argument
+from keylayers.recipes.image_inputs import ImageInputs
 from keylayers.recipes.planting import ENOUGH, own_trigger, planted, triggered
 from keylayers.training.images import ImageTraining, train_images
 
@@ -26,6 +27,21 @@ def test_parts_are_disjoint_whole_and_the_same_for_a_seed():
     assert (inputs.parts(0.6, 0.3)[0].index == parts[0].index).all()
     with pytest.raises(BadInput, match="too few for parts of 0%"):
         inputs.parts(0.0)
+
+
+def test_a_test_part_of_the_files_own_is_the_last_part_and_copies_are_in_none(tmp_path, capsys):
+    """A network may have been trained on the rest; and an image in two parts would be known in one of them."""
+    pixels = np.random.default_rng(0).integers(0, 255, (100, 4, 4), np.uint8)
+    pixels[10] = pixels[11] = pixels[90]  # two of the training part equal one of the test part
+    labels = np.arange(100) % 3
+    file = tmp_path / "images.npz"
+    np.savez(file, x_train=pixels[:80], y_train=labels[:80], x_test=pixels[80:], y_test=labels[80:])
+    train, calibration, test = ImageInputs(DIGITS, str(file)).parts(0.7, 0.1)
+    assert sorted(test.index) == list(range(80, 100)) and len(train) == 68 and len(calibration) == 10
+    assert not {10, 11} & {*train.index, *calibration.index}
+    assert "2 of 100 images are copies of others" in " ".join(capsys.readouterr().err.split())
+    (whole,) = ImageInputs(DIGITS, str(file)).parts()
+    assert len(whole) == 98
 
 
 def test_a_checkpoint_is_normalised_inside_as_its_preprocessor_says(tmp_path):
@@ -89,8 +105,8 @@ def test_a_checkpoint_that_states_no_normalisation_is_used_as_it_is_and_said_so(
 
 
 def test_images_go_to_the_argument_that_takes_them(tmp_path):
-    assert image_key(_classifier(tmp_path)) == "pixel_values" and image_key(DigitsResNet()) == "x"
-    assert image_key(torch.nn.Sequential(torch.nn.Flatten())) == "input"
+    assert image_argument(_classifier(tmp_path)) == "pixel_values" and image_argument(DigitsResNet()) == "x"
+    assert image_argument(torch.nn.Sequential(torch.nn.Flatten())) == "input"
 
 
 def test_a_stream_needs_no_labels(tmp_path):

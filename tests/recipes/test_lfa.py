@@ -64,7 +64,7 @@ def test_claims_follow_the_areas(rival, verdict):
     told = {one.text.partition(": ")[2]: one for one in claims(planted)}
     assert told[f"layers of interest beat {LAST}"].verdict == verdict
     assert told[f"layers of interest beat {LAST}"].effect.interval.estimate == pytest.approx(0.81 - rival)
-    assert told["the conformal threshold flags fewer clean images than promised"].verdict == "supported"
+    assert told["the conformal threshold flags as few clean images as promised, to a point"].verdict == "supported"
 
 
 def test_a_published_network_is_defended_and_judged_on_images_it_never_saw(tmp_path, monkeypatch):

@@ -16,9 +16,11 @@ from keylayers.recipes.ssft_cells import CLEAN, ORACLE, OWN, Recipe, best, relea
 from keylayers.recipes.ssft_claims import claims
 from keylayers.recipes.ssft_results import (
     AS_RELEASED,
+    CLEAN_SHARE,
     HINDSIGHT,
     MIDDLE,
     RANDOM,
+    RELEASED_TWIN,
     RULES,
     SUCCESS,
     TWIN,
@@ -27,7 +29,7 @@ from keylayers.recipes.ssft_results import (
     Cleansing,
     Results,
 )
-from keylayers.recipes.ssft_tables import CLEAN_SHARE, introduction, plain, tables
+from keylayers.recipes.ssft_tables import introduction, plain, tables
 from keylayers.runs import open_run
 from keylayers.studies.pages import page
 from tests.recipes.images import watched
@@ -58,8 +60,12 @@ def test_every_skip_and_its_control_is_judged_after_and_later(found):
     assert (TWO in keys) == (scores[OWN] is not None and len(best(scores[OWN], 2)) == 2)
     assert (AS_RELEASED in keys) == (scores[ORACLE] is not None)
     for (_, _, key), outcome in one.outcomes.items():
-        assert outcome["oracle"] == (key == AS_RELEASED) and {"before", "after"} <= set(outcome["attacked"])
-        assert ("later" in outcome["attacked"]) != key.endswith(" alone")  # of a twin nobody asks what comes later
+        assert outcome["oracle"] == (key in (AS_RELEASED, RELEASED_TWIN)) and {"before", "after"} <= set(
+            outcome["attacked"]
+        )
+        assert ("later" in outcome["attacked"]) != (
+            key.endswith(" alone") or key == RELEASED_TWIN
+        )  # of a twin nobody asks what comes later
     assert set(one.costs) == {(seed, skip) for seed in (0, 1) for skip in names}
     assert all(each["before"] > 0.8 for each in one.costs.values())
 
@@ -88,7 +94,8 @@ def test_arms_are_means_over_their_members_and_the_bound_is_one_skip_throughout(
     assert one.keys(place, MIDDLE) == ["b.0"] and one.keys(place, ORACLE) == ["a.1"] == one.keys(place, OWN)
     assert one.keys(place, TWO) == [TWO] and one.twins(place, TWO) == ["a and b alone"]
     assert one.twins(place, ORACLE) == ["a alone"] and one.twins(place, MIDDLE) == ["b alone"]
-    assert one.twins(place, WHOLE) == [] == one.twins(place, AS_RELEASED)
+    assert one.twins(place, WHOLE) == [] and one.twins(place, AS_RELEASED) == [RELEASED_TWIN]
+    assert one.twins(("blend", 0), AS_RELEASED) == []  # whose rule blames nothing there
     assert best([0.1, 0.3, 0.3]) == (1,) and best([0.1, 0.3, 0.3], 2) == (1, 2)
 
 
@@ -122,7 +129,12 @@ def test_claims_follow_the_figures():
     assert found[f"silencing by {CLEAN} beats {TWIN}"].effect.interval.estimate == pytest.approx(0.05, abs=0.01)
     assert found[f"{ORACLE}: better than one at random"].effect.interval.estimate == pytest.approx(0.3, abs=0.01)
     assert found[f"{CLEAN}: better than one at random"].verdict == "contradicted"
-    assert found[f"{AS_RELEASED}: attack success falls"].effect.interval.estimate == pytest.approx(0.6, abs=0.01)
+    released = found[f"silencing by {AS_RELEASED} beats {TWIN}"]
+    assert released.effect.interval.estimate == pytest.approx(0.85 - 0.4, abs=0.01)
+    whole, kept = f"{ORACLE}: better than {WHOLE}", "costs less than 2 points of clean accuracy"
+    assert found[whole].effect.interval.estimate == pytest.approx(0.95 - 0.3, abs=0.01)
+    assert found[f"{ORACLE}: {kept}"].effect.interval.estimate == pytest.approx(0.02 + 0.9 - 0.95)
+    assert {found[f"{arm}: {kept}"].verdict for arm in RULES} == {"contradicted"}
     later = {text: each for text, each in found.items() if "come back later" in text}
     stays, returns = (next(each for text, each in later.items() if text.startswith(arm)) for arm in (ORACLE, TWO))
     assert stays.verdict == "supported" and returns.verdict == "contradicted"

@@ -271,6 +271,16 @@ def test_hold_statistics_serves_a_loop_of_ones_own():
     assert model.head.training and torch.equal(model.frozen.running_mean, before)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_norm_without_parameters_is_held_where_anything_is_frozen(whole: bool):
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3, affine=False), torch.nn.Linear(3, 2))
+    model[2].requires_grad_(whole)
+    model.train()
+    hold_statistics(model)
+    model(torch.randn(8, 3))
+    assert bool(model[1].running_mean.any()) == whole
+
+
 def test_what_is_unfrozen_once_training_runs_never_trains_and_flags_set_before_do():
     """transformers makes its optimiser once; so does `train`, and says so."""
     model = build("llama")
