@@ -22,7 +22,9 @@ from keylayers.measures.backdoor import check_labels, check_no_class_empty
 from keylayers.measures.objective import logits_of, model_device
 from keylayers.models.pixels import image_argument
 from keylayers.scores.selection import Selection
+from keylayers.training.image_states import Keeps
 from keylayers.training.images import ImageTraining, train_images
+from keylayers.training.train import Report
 
 Scope = Literal["stage", "block", "all"]
 
@@ -87,6 +89,9 @@ def cleanse(
     x: Float[Tensor, "samples channels height width"],
     y: Int[Tensor, " samples"],
     settings: Cleanse | None = None,
+    *,
+    report: Report | None = None,
+    keeps: Keeps | None = None,
 ) -> Cleansed:
     """Turns the selected skips down and fine-tunes around them on clean images, in place (shortcut suppression, Yang et
     al. 2023, arXiv:2211.05631).
@@ -94,6 +99,8 @@ def cleanse(
     The suppression stays on while the model trains and afterwards: an identity skip as a wrapper (`Suppressed`, which
     saved weights do not hold: wrap again after loading), a projection as the same or folded into its last convolution
     or batch norm, exactly. Frozen batch norms keep their running statistics. After an error everything is as it was.
+    `report` gets (epochs done, epochs in all, loss); `keeps` (`RunFolder.checkpoint`) has the state of each epoch, from
+    which the same call on the same network goes on.
 
     Raises:
         BadInput: for a network without skips, labels out of range, a class without an image, a factor outside [0, 1],
@@ -120,7 +127,9 @@ def cleanse(
         model.requires_grad_(False)
         for name in wanted:
             own[name].requires_grad_(True)
-        losses = train_images(silent, x, y, settings.training) if settings.training.epochs else []
+        epochs = settings.training.epochs
+        told = None if report is None else lambda epoch, loss: report(epoch + 1, epochs, loss)
+        losses = train_images(silent, x, y, settings.training, after_epoch=told, keeps=keeps) if epochs else []
         with torch.no_grad():
             for name in folded:
                 tensors_of(model)[name].mul_(settings.factor)

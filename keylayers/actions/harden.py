@@ -3,8 +3,8 @@ anew (CLAT)."""
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -21,6 +21,7 @@ from keylayers.measures.attacks import Pgd, feature_distance, features, features
 from keylayers.measures.objective import logits_of
 from keylayers.models.pixels import checked_pixels
 from keylayers.scores.selection import Selection
+from keylayers.training.image_states import Keeps
 from keylayers.training.images import ImageTraining, train_images
 from keylayers.training.train import Report
 
@@ -93,6 +94,7 @@ def harden(
     reselect: Callable[[nn.Module], Selection] | None = None,
     watch: Callable[[nn.Module], float] | None = None,
     report: Report | None = None,
+    keeps: Keeps | None = None,
 ) -> Hardened:
     """Trains exactly the selected layers on attacked images, in place.
 
@@ -100,7 +102,8 @@ def harden(
     (CLAT, Gopal et al. 2025, arXiv:2408.10204; the loss is that of PGD-AT, TRADES or MART). Frozen modules keep their
     running statistics. `watch` measures the network after each epoch, higher is better: give it the robust accuracy on
     calibration images, never on test ones, as robust accuracy falls again when training overfits. `report` gets (epochs
-    done, epochs in all, loss).
+    done, epochs in all, loss). `keeps` (`RunFolder.checkpoint`) has the state of each epoch: the same call on the same
+    network goes on from there.
 
     Raises:
         BadInput: for images outside [0, 1], no images, or other labels. BadSelection: if a selection does not fit.
@@ -110,13 +113,15 @@ def harden(
     # suits layers of any size.
     settings = settings or HardenSettings()
     checked_pixels(x)
-    start, phases, watched = fingerprints(model), _Phases(model), list[float]()
+    start, phases, watched = fingerprints(model), _Phases(model, selection), list[float]()
     best: dict[str, Tensor] = {}
+    kept = None if keeps is None else _Kept(keeps, phases, watched, best)
 
     def before_epoch(epoch: int) -> None:
         if epoch == 0:
             phases.begin(0, selection)
-        elif reselect is not None and epoch % settings.every == 0:
+        phases.go_on()
+        if epoch and reselect is not None and epoch % settings.every == 0:
             phases.prove()
             phases.begin(epoch, reselect(model))
 
@@ -127,15 +132,18 @@ def harden(
                 best.update({name: value.detach().clone() for name, value in model.state_dict().items()})
         if report is not None:
             report(epoch + 1, settings.training.epochs, loss)
+        if keeps is not None:
+            phases.prove()
 
     def objective(model: nn.Module, images: Pixels, labels: Tensor) -> Tensor:
         return _loss(model, phases.current.names, images, labels, settings)
 
     with phases.stack:
         hooks = {"before_epoch": before_epoch, "after_epoch": after_epoch}
-        losses = train_images(model, x, y, settings.training, objective, **hooks)  # type: ignore[arg-type]
+        losses = train_images(model, x, y, settings.training, objective, **hooks, keeps=kept)  # type: ignore[arg-type]
         phases.prove()
     end = fingerprints(model)
+    check_only_changed(start, end, phases.allowed)
     untouched = len(end) - len(changed_names(start, end))
     return Hardened(model, tuple(losses), tuple(phases.all), untouched, tuple(watched), best or None)
 
@@ -143,10 +151,10 @@ def harden(
 class _Phases:
     """Which layers train now, and the proof that no others changed since they do."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.stack = model, ExitStack()
+    def __init__(self, model: nn.Module, first: Selection) -> None:
+        self.model, self.stack, self.first = model, ExitStack(), first
         self.all: list[tuple[int, Selection]] = []
-        self._before: dict[str, str] = {}
+        self._before: dict[str, str] | None = None
 
     @property
     def current(self) -> Selection:
@@ -158,10 +166,49 @@ class _Phases:
         self.all.append((epoch, selection))
         self._before = fingerprints(self.model)
 
+    def go_on(self) -> None:
+        """With the layers of the time, where they were taken up and not begun here."""
+        if self._before is None:
+            self.begin(*self.all.pop())
+
     def prove(self) -> None:
-        if self.all:
+        if self._before is not None:
             allowed = tensors_that_may_change(self.model, self.current)
             check_only_changed(self._before, fingerprints(self.model), allowed)
+
+    @property
+    def allowed(self) -> set[str]:
+        """What may have changed at any time."""
+        return {name for _, one in self.all for name in tensors_that_may_change(self.model, one)}
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The state of the training with what hardening knows beside it."""
+
+    keeps: Keeps
+    phases: _Phases
+    watched: list[float]
+    best: dict[str, Tensor]
+
+    def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        own = {f"best.{name}": value for name, value in self.best.items()}
+        chosen = [[epoch, list(one.names)] for epoch, one in self.phases.all]
+        self.keeps.save(step, tensors | own, meta | {"watched": self.watched, "selections": chosen})
+
+    def load(self) -> tuple[int, dict[str, Tensor], dict[str, Any]] | None:
+        if (found := self.keeps.load()) is None:
+            return None
+        _, tensors, meta = found
+        self.watched[:] = meta["watched"]
+        self.best.update({key[len("best.") :]: value for key, value in tensors.items() if key.startswith("best.")})
+        first = self.phases.first
+        chosen = [Selection.of(first.layers, names=names, allow_total=True) for _, names in meta["selections"]]
+        epochs = [epoch for epoch, _ in meta["selections"]]
+        self.phases.all[:] = [
+            (epoch, replace(one, policy=first.policy)) for epoch, one in zip(epochs, chosen, strict=True)
+        ]
+        return found
 
 
 def _loss(

@@ -63,7 +63,7 @@ Granularity = Annotated[str, typer.Option(help="block, sublayer, linear, expert,
 Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: prompt=NAME, completion=NAME.")]
 Records = Annotated[int | None, typer.Option(help="Most training records.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens a record is cut at; default: context, at most 512.")]
-BatchSize = Annotated[int, typer.Option(help="Sequences per step.")]
+BatchSize = Annotated[int, typer.Option(help="Sequences, or images, per step.")]
 Rank = Annotated[int, typer.Option(help="Rank of LoRA adapters.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming the run folder.")]
 Dtype = Annotated[str, typer.Option(help="auto (fp32 on a CPU), float32, bfloat16 or float16.")]

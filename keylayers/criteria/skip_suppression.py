@@ -17,6 +17,7 @@ from keylayers.layers.placing import frozen
 from keylayers.layers.prefix import block_outputs
 from keylayers.layers.skip_factors import SkipFactors
 from keylayers.layers.skips import example_for
+from keylayers.layers.suppressed import Suppressed
 from keylayers.measures.backdoor import misses
 from keylayers.measures.objective import Loss, finite, supervised
 from keylayers.scores.scores import LayerScores
@@ -103,6 +104,11 @@ def _costs(
     """Summed cost of each batch with each skip at 1, 0.9, ..., 0, and the terms of each batch."""
     assert evidence.model is not None and evidence.data is not None
     model, batches = evidence.model, len(evidence.data)
+    if isinstance(model, Suppressed):
+        raise BadInput(
+            f"{', '.join(model.factors)} of this network are turned down already, and what a skip carries is seen in "
+            "the whole one; score that (its `innermost`), or name the next skip to turn down (--skip)."
+        )
     given = {key: value for key, value in evidence.data[0].items() if isinstance(value, Tensor) and key != "labels"}
     example = example_for(model, given)
     costs, terms = np.zeros((batches, len(layers), STEPS + 1)), [0] * batches

@@ -108,6 +108,8 @@ def load_pixels(source: str | Path) -> UInt8[np.ndarray, "samples channels heigh
     if path.suffix == ".npz" and path.is_file() and set(_arrays(path)) <= {"x", "classes"}:
         held = _arrays(path)
         return _assembled(path, {**held, "y": np.zeros(len(held["x"]), np.int64)}, ("",)).pixels
+    if path.suffix == ".npz" and path.is_file() and not {"x", "x_train"} & set(held := _arrays(path)):
+        raise BadInput(f"{path} holds {', '.join(held) or 'nothing'}; expected x, the images.")
     return load_images(source).pixels
 
 
@@ -116,18 +118,21 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        raise BadInput(f"{path} cannot be read as images ({error}); give an .npz file or {DIGITS}.") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else "no .npz of plain arrays"
+        raise BadInput(f"{path} cannot be read as images ({why}); give an .npz file or {DIGITS}.") from error
 
 
 def _assembled(path: Path, held: Mapping[str, np.ndarray], own: tuple[str, ...]) -> Images:
     x, y = (np.concatenate([held[f"{letter}{part}"] for part in own]) for letter in "xy")
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
         raise BadInput(
-            f"{path}: images are {x.dtype} of shape {x.shape}; expected uint8, (samples, height, width) or (samples, "
-            "height, width, 1 or 3 channels)."
+            f"{path}: images are {x.dtype} of shape {x.shape}; expected uint8 (floats in [0, 1]: 255 times, rounded), "
+            "of shape (samples, height, width) or (samples, height, width, 1 or 3 channels)."
         )
     if y.ndim != 1 or y.dtype.kind not in "iu":
         raise BadInput(f"{path}: labels are {y.dtype} of shape {y.shape}; expected one whole number per image.")
+    if len(x) != len(y):
+        raise BadInput(f"{path}: {len(x)} images and {len(y)} labels; expected one label per image.")
     pixels = x[:, None] if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
     names = held.get("classes", np.arange(int(y.max(initial=0)) + 1).astype(str))
     first = len(held["x_train"]) if len(own) == 2 else None

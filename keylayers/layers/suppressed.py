@@ -37,6 +37,17 @@ class Suppressed(nn.Module):
         with scaled_skips(self.module, self.skips, self.factor, example=self._example[0]):
             return self.module(*args, **kwargs)
 
+    @property
+    def innermost(self) -> nn.Module:
+        """The network itself, without any such wrapper."""
+        return self.module.innermost if isinstance(self.module, Suppressed) else self.module
+
+    @property
+    def factors(self) -> dict[str, float]:
+        """Skip -> what it is multiplied by, wrappers inside included."""
+        found = self.module.factors if isinstance(self.module, Suppressed) else {}
+        return found | {name: found.get(name, 1.0) * self.factor for name in self.skips}
+
     def _first_record(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
         """Of a call's tensors, by the names of the network's arguments."""
         bound = inspect.signature(self.module.forward).bind_partial(*args, **kwargs).arguments

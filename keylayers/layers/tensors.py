@@ -136,6 +136,8 @@ def _files(path: Path) -> list[Path]:
     if (path / SINGLE).is_file():
         return [path / SINGLE]
     refuse_pickles(path.glob("*") if path.is_dir() else [])
+    if path.suffix == ".safetensors" and not path.exists():
+        raise BadInput(f"there is no file {path}; give the safetensors of the weights.")
     raise BadInput(f"no {SINGLE} or {INDEX} in {path}; give a checkpoint folder as save_pretrained writes it.")
 
 

@@ -1,12 +1,12 @@
 """Cleansing a network that may hold a backdoor: the skip to silence is chosen from clean images, or a trigger of one's
 own; nobody here knows an attacker's."""
 
-from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Literal, get_args
 
 from torch import nn
 
-from keylayers.actions.cleanse import Cleanse, Cleansed, cleanse
+from keylayers.actions.cleanse import Cleanse, cleanse
 from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.skip_suppression import SkipSuppression, skip_suppression
 from keylayers.data.images import Images, load_images
@@ -16,13 +16,18 @@ from keylayers.measures.backdoor import check_target, predicted_classes
 from keylayers.measures.objective import image_loss
 from keylayers.models.pixels import image_argument
 from keylayers.recipes.image_inputs import ImageInputs
+from keylayers.recipes.image_networks import epochs_done, look_at, shown, store_network
 from keylayers.recipes.planting import batches, own_trigger, planted, triggered
-from keylayers.runs import RunFolder, write_json, write_tensors
+from keylayers.runs import RunFolder, progress
 from keylayers.scores import LayerScores, Selection
 
 Calibration = Literal["clean-only", "own-trigger"]
 TUNED = 0.7
 """Of the clean images; the rest tells what cleansing costs."""
+TRAINING = "training"
+"""Name of the loop whose state is kept."""
+DEAR = 0.05
+"""Clean accuracy whose loss is warned of."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,12 @@ class CleanseResult:
     """Of every skip; None where one was named."""
     figures: dict[str, tuple[float, float]]
     """Share of images, before and after: `clean accuracy`, and where attacked images were given `attack success`."""
+    images: int
+    """Held out, on which clean accuracy is measured."""
     trained: int
     untouched: int
+    warnings: tuple[str, ...]
+    """What it cost, where that is much."""
 
 
 def cleanse_network(request: CleanseRequest, run: RunFolder) -> CleanseResult:
@@ -65,23 +74,46 @@ def cleanse_network(request: CleanseRequest, run: RunFolder) -> CleanseResult:
     Raises:
         BadInput: as the data, the criterion and the action do.
     """
+    found = run.part("result", lambda: asdict(_cleansed(request, run)))
+    run.checkpoint(TRAINING).clear()
+    figures = {what: tuple(pair) for what, pair in found["figures"].items()}
+    kept = {"skips": tuple(found["skips"]), "figures": figures, "warnings": tuple(found["warnings"])}
+    return CleanseResult(**{**found, **kept})
+
+
+def _cleansed(request: CleanseRequest, run: RunFolder) -> CleanseResult:
     model = request.inputs.load_model()
     tuned, held = request.inputs.parts(TUNED)
+    look_at(model, tuned, request.inputs.model, request.inputs.seed)
     bad = None if request.attacked is None else _attacked(request, len(tuned.classes))
     before = _figures(model, held, bad, request.attack_target)
     x, y = tuned.tensors()
     layers = skip_layers(model, example_for(model, {image_argument(model): x[:1]}))
     scores = None if request.skip != "auto" else blamed(model, tuned, request)
     name = request.skip if scores is None else scores.ranking()[0].name
-    made = cleanse(model, Selection.of(layers, names=[name], allow_total=True), x, y, request.settings)
+    selection = Selection.of(layers, names=[name], allow_total=True)
+    keeps = run.checkpoint(TRAINING)
+    with progress[int](request.settings.training.epochs, "epochs", start=epochs_done(keeps)) as bar:
+        made = cleanse(model, selection, x, y, request.settings, report=shown(bar), keeps=keeps)
     after = _figures(made.model, held, bad, request.attack_target)
-    _store(made, model, run)
+    store_network(made.model, run.path / "cleansed.safetensors")
     return CleanseResult(
         made.skips,
         None if scores is None else {layer.name: float(v) for layer, v in zip(layers, scores.values, strict=True)},
         {what: (before[what], after[what]) for what in before},
-        made.trained,
+        len(held),
+        made.trained if request.settings.training.epochs else 0,
         made.untouched,
+        _warnings(before["clean accuracy"] - after["clean accuracy"], len(held)),
+    )
+
+
+def _warnings(lost: float, images: int) -> tuple[str, ...]:
+    if lost <= DEAR:
+        return ()
+    return (
+        f"clean accuracy fell by {100 * lost:.1f} points of {images} images; tune for longer (--epochs), more of the "
+        "network (--tune all), or at another rate (--lr), or turn the skip down less (--factor)",
     )
 
 
@@ -130,9 +162,3 @@ def _figures(model: nn.Module, held: Images, bad: Images | None, target: int | N
         others = y != target
         found["attack success"] = float((predicted_classes(model, x[others]) == target).float().mean())
     return found
-
-
-def _store(made: Cleansed, model: nn.Module, run: RunFolder) -> None:
-    write_tensors(run.path / "cleansed.safetensors", dict(model.state_dict()))
-    stated: dict[str, Any] = {"format": "keylayers/cleansed/1", **made.as_dict()}
-    write_json(run.path / "cleansed.json", stated)

@@ -13,6 +13,8 @@ from keylayers.layers.tensors import TensorSource, tensors_in_memory
 from keylayers.measures.measure import measure_named
 from keylayers.models import deltas_of
 from keylayers.models.loading import LoadedModel
+from keylayers.recipes.image_evidence import image_evidence
+from keylayers.recipes.image_inputs import of_images
 from keylayers.recipes.inputs import Prepared, prepare_data, tuned_place
 from keylayers.recipes.score_request import ScoreRequest
 from keylayers.recipes.settling import learn_until_settled
@@ -27,6 +29,8 @@ STAGE_ONE = "stage1"
 
 def gathered(request: ScoreRequest, run: RunFolder, needs: frozenset[str]) -> tuple[Evidence, tuple[Layer, ...]]:
     """All that is needed, and the layers; the model is loaded only where something runs it."""
+    if "data" in needs and of_images(request.inputs.data):
+        return image_evidence(request, run, needs)
     found = unloaded(request.inputs, needs)
     if found is not None:
         shape, weights = found

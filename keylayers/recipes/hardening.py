@@ -1,7 +1,7 @@
 """Hardening a network of images: adversarial training of few layers, the most fragile or others, chosen anew or not."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from torch import nn
 
@@ -12,25 +12,28 @@ from keylayers.data.images import Images
 from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers
 from keylayers.measures.attacks import FeatureAttack, Pgd
+from keylayers.measures.backdoor import check_no_class_empty
 from keylayers.measures.masking import sanity
 from keylayers.measures.objective import image_loss
 from keylayers.measures.robustness import clean_accuracy, robust_accuracy, worst_case
 from keylayers.models.pixels import image_argument
 from keylayers.recipes.image_inputs import ImageInputs, example_of
-from keylayers.runs import RunFolder, note, write_tensors
+from keylayers.recipes.image_networks import epochs_done, look_at, shown, store_network
+from keylayers.runs import RunFolder, note, progress
 from keylayers.scores import LayerScores, Selection, parse, select
-from keylayers.training.train import Report
 
 TRAINED, CALIBRATION = 0.7, 0.1
 """Of the images; the rest tests."""
 CHOSEN_ON = 128  # training images that layers are chosen on, drawn with the seed
 CHECKED_ON = 100  # test images that signs of a failed attack are looked for on, drawn with it too
 TEST_STEPS, RESTARTS = 20, 2
+TRAINING = "training"
+"""Name of the loop whose state is kept."""
 
 
 @dataclass(frozen=True)
 class HardenRequest:
-    """What to harden, and how. Raises BadInput for settings without an epoch."""
+    """What to harden, and how. Raises BadInput for settings without an epoch or an attack's step."""
 
     inputs: ImageInputs
     select: str = "top:5%"
@@ -43,6 +46,10 @@ class HardenRequest:
     def __post_init__(self) -> None:
         if self.settings.training.epochs < 1:
             raise BadInput(f"hardening for {self.settings.training.epochs} epochs changes nothing; give at least 1.")
+        if self.settings.attack.steps < 1:
+            raise BadInput(
+                f"attacks of {self.settings.attack.steps} steps (--steps) move no image; give at least 1, such as 10."
+            )
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,8 @@ class HardenResult:
     best: dict[str, float]
     """At the epoch of highest robust accuracy on calibration images."""
     best_epoch: int
+    images: int
+    """Held out, on which all of this is measured."""
     trained: int
     """Scalars that trained at first."""
     untouched: int
@@ -64,21 +73,29 @@ class HardenResult:
     """What suggests that attacks fail, rather than that the network holds."""
 
 
-def harden_network(
-    request: HardenRequest, run: RunFolder, scores: LayerScores | None = None, report: Report | None = None
-) -> HardenResult:
-    """Chooses layers, trains them, stores the last and the best weights.
+def harden_network(request: HardenRequest, run: RunFolder, scores: LayerScores | None = None) -> HardenResult:
+    """Chooses layers, trains them, stores the last and the best weights; goes on after the last epoch that was done.
 
     Raises:
         BadInput: as the data, the criterion and the action do.
     """
+    found = run.part("result", lambda: asdict(_hardened(request, run, scores)))
+    run.checkpoint(TRAINING).clear()
+    selections = tuple((epoch, tuple(names)) for epoch, names in found["selections"])
+    return HardenResult(**{**found, "selections": selections, "warnings": tuple(found["warnings"])})
+
+
+def _hardened(request: HardenRequest, run: RunFolder, scores: LayerScores | None) -> HardenResult:
     policy = parse(request.select)
     train, calibration, test = request.inputs.parts(TRAINED, CALIBRATION)
     model = request.inputs.load_model()
+    classes = look_at(model, train, request.inputs.model, request.inputs.seed)
+    check_no_class_empty(train.tensors()[1], classes, f"the training images of {request.inputs.images}")
     attack = request.settings.attack
     seed = request.inputs.seed
     choose = _chooser(request, train, model, scores)
-    before, _ = _measured(model, test, attack, seed)
+    note(f"measuring on {len(test)} held-out images")
+    before = run.part("before", lambda: _measured(model, test, attack, seed)[0])
     first = choose(model)
     note(f"training {', '.join(first.names[:5])}{' and others' if len(first) > 5 else ''}, chosen by {policy}")
     again = choose if request.again and scores is None else None
@@ -86,16 +103,20 @@ def harden_network(
     def watch(network: nn.Module) -> float:
         return robust_accuracy(network, *calibration.tensors(), attack).accuracy
 
-    made = harden(model, first, *train.tensors(), request.settings, reselect=again, watch=watch, report=report)
-    last, warnings = _measured(model, test, attack, seed)
-    write_tensors(run.path / "last.safetensors", dict(model.state_dict()))
+    keeps = run.checkpoint(TRAINING)
+    with progress[int](request.settings.training.epochs, "epochs", start=epochs_done(keeps)) as bar:
+        told = {"watch": watch, "report": shown(bar), "keeps": keeps}
+        made = harden(model, first, *train.tensors(), request.settings, reselect=again, **told)  # type: ignore[arg-type]
+    store_network(model, run.path / "last.safetensors")
     assert made.best is not None and made.best_epoch is not None
-    write_tensors(run.path / "best.safetensors", made.best)
+    store_network(model, run.path / "best.safetensors", dict(made.best))
+    note(f"measuring on {len(test)} held-out images")
+    last, warnings = _measured(model, test, attack, seed)
     model.load_state_dict(dict(made.best))
     best, _ = _measured(model, test, attack, seed)
     return HardenResult(
-        _names(made), before, last, best, made.best_epoch, sum(layer.size for layer in first.chosen), made.untouched,
-        warnings,
+        _names(made), before, last, best, made.best_epoch, len(test), sum(layer.size for layer in first.chosen),
+        made.untouched, warnings,
     )  # fmt: skip
 
 
@@ -104,6 +125,11 @@ def _chooser(
 ) -> Callable[[nn.Module], Selection]:
     (batch,) = train.drawn(CHOSEN_ON, request.inputs.seed).batches(CHOSEN_ON, image_argument(model))
     layers = named_layers(model, request.granularity, example=example_of(model, batch))
+    if len(layers) < 2:
+        raise BadInput(
+            f"{request.inputs.model} has {len(layers)} layer of granularity {request.granularity}: there is nothing to "
+            "choose among; give another, such as --granularity linear or block."
+        )
     ball = request.settings.attack.ball
 
     def choose(model: nn.Module) -> Selection:
@@ -120,11 +146,18 @@ def _names(made: Hardened) -> tuple[tuple[int, tuple[str, ...]], ...]:
     return tuple((epoch, tuple(selection.names)) for epoch, selection in made.selections)
 
 
+def _stages(model: nn.Module) -> tuple[str, ...]:
+    """Layers whose features are attacked: blocks, or all linear maps and convolutions where there are none."""
+    try:
+        return tuple(layer.name for layer in named_layers(model, "block"))
+    except BadInput:
+        return tuple(name for name, one in model.named_modules() if isinstance(one, nn.Linear | nn.Conv2d))
+
+
 def _measured(model: nn.Module, images: Images, attack: Pgd, seed: int) -> tuple[dict[str, float], tuple[str, ...]]:
     x, y = images.tensors()
     loss = Pgd(attack.ball, TEST_STEPS, restarts=RESTARTS, seed=1)
-    blocks = tuple(layer.name for layer in named_layers(model, "block"))
-    features = FeatureAttack(blocks, Pgd(attack.ball, TEST_STEPS))
+    features = FeatureAttack(_stages(model), Pgd(attack.ball, TEST_STEPS))
     found = [robust_accuracy(model, x, y, one) for one in (loss, features)]
     figures = {
         "clean": clean_accuracy(model, x, y).accuracy,

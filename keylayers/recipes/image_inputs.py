@@ -1,6 +1,5 @@
 """From what a user names (a network, images) to what criteria and actions of images take."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from keylayers.data.images import Images, load_images
+from keylayers.data.images import DIGITS, Images, load_images
 from keylayers.errors import BadInput
-from keylayers.models.loading import LoadedModel, is_factory, load_model
-from keylayers.models.normalised import normalise_inside
+from keylayers.recipes.image_networks import load_network
 from keylayers.runs import note
-
-PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-"""Files of a checkpoint that state the normalisation; the second under `image_processor`, where it has that."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +22,11 @@ class ImageInputs:
     weights: str | None = None
     """Safetensors for a model given as package.module:factory."""
     seed: int = 0
-    """Of which image goes to which part."""
+    """Of which image goes to which part, and of weights that a factory draws."""
 
     def load_model(self) -> nn.Module:
-        """The network, in eval mode, taking images in [0, 1].
-
-        A Hugging Face checkpoint is normalised inside by what its preprocessor says; another network must do so itself.
-
-        Raises:
-            BadInput: as `load_model` does, or if a preprocessor's file cannot be read.
-        """
-        loaded = load_model(self.model, weights=self.weights)
-        if not is_factory(self.model):
-            _normalise(loaded)
-        return loaded.model
+        """The network, as `load_network` has it. Raises BadInput as that does."""
+        return load_network(self.model, self.weights, self.seed).model
 
     def parts(self, *shares: float) -> tuple[Images, ...]:
         """Disjoint parts of the images by share, and the rest as the last; drawn with the seed.
@@ -67,6 +53,11 @@ class ImageInputs:
         return tuple(images.take(np.sort(each)) for each in places)
 
 
+def of_images(source: str) -> bool:
+    """Whether a source of data holds images."""
+    return source == DIGITS or Path(source).suffix == ".npz"
+
+
 def _distinct(images: Images) -> Images:
     """One of each; those of a test part of its own stay."""
     order = np.arange(len(images))[::-1]  # a test part stands at the end
@@ -75,40 +66,6 @@ def _distinct(images: Images) -> Images:
         more = len(images) - len(first)
         note(f"{images.source}: {more} of {len(images)} images are copies of others in it; one of each is used.")
     return images.take(np.sort(order[first]))
-
-
-def _normalise(loaded: LoadedModel) -> None:
-    stated = preprocessing(loaded)
-    if "image_mean" in stated and "image_std" in stated:
-        if stated.get("do_normalize", True):
-            normalise_inside(loaded.model, stated["image_mean"], stated["image_std"])
-    elif stated.get("do_normalize", True):
-        note(
-            f"{loaded.source}: no {PREPROCESSOR} was found that states a mean and a deviation, so the network gets "
-            "pixels in [0, 1] as they are; if it was trained on normalised ones, put that file beside its weights."
-        )
-
-
-def preprocessing(loaded: LoadedModel) -> dict[str, Any]:
-    """What a checkpoint's preprocessor states, in a folder or on the hub as its weights are; empty where it has none.
-
-    Raises:
-        BadInput: for a file that cannot be had or read.
-    """
-    from transformers.utils import cached_file
-
-    place = loaded.source if loaded.folder is None else loaded.folder
-    for name in (PROCESSOR, PREPROCESSOR):
-        try:
-            file = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
-            stated = {} if file is None else json.loads(Path(file).read_text())
-        except (OSError, ValueError) as error:
-            raise BadInput(
-                f"cannot read {name} of {loaded.source!r} ({error}); it says how images are normalised."
-            ) from error
-        if own := stated.get("image_processor") if name == PROCESSOR else stated:
-            return dict(own)
-    return {}
 
 
 def example_of(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any] | None:

@@ -75,7 +75,8 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = No
     """
     if loaded.tokenizer is None:
         raise BadInput(
-            f"{inputs.model} has no tokenizer, so it cannot read text; give a folder that holds tokenizer.json."
+            f"{inputs.model} has no tokenizer, so it cannot read text; give a folder that holds tokenizer.json, "
+            "or images (--data IMAGES.npz) to a network of images."
         )
     splits = splits or inputs.load_splits()
     if skipped := splits.train.skipped:

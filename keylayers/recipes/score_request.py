@@ -9,6 +9,7 @@ from keylayers.criteria.criterion import Criterion
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.naming import GRANULARITIES
 from keylayers.measures.measure import MEASURES
+from keylayers.recipes.image_inputs import of_images
 from keylayers.recipes.inputs import Inputs
 from keylayers.recipes.settling import StopEarly
 from keylayers.training.adapters import LoraSettings
@@ -65,12 +66,13 @@ def checked(request: ScoreRequest) -> Asked:
 
 
 def _granularity(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> str:
-    """The one asked for, or the one that all criteria score; linear where they leave the choice."""
+    """The one asked for, or the one that all criteria score; linear (conv, of images) where they leave the choice."""
     able = {name: criterion.granularities for name, criterion in chosen.items() if criterion.granularities}
     if request.granularity is None:
-        return (
-            next((known[0] for known in able.values()), "linear") if len(able) == len(chosen) else _linear(able, chosen)
-        )
+        usual = "conv" if of_images(request.inputs.data) else "linear"
+        if len(able) < len(chosen):
+            return _usual(able, chosen, usual)
+        return next((known[0] for known in able.values()), usual)
     if request.granularity not in GRANULARITIES:
         raise UnknownName("granularity", request.granularity, GRANULARITIES)
     for name, known in able.items():
@@ -82,16 +84,16 @@ def _granularity(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> str:
     return request.granularity
 
 
-def _linear(able: Mapping[str, tuple[str, ...]], chosen: Mapping[str, Criterion]) -> str:
-    """Linear. Raises BadInput where some criteria can score other layers only."""
+def _usual(able: Mapping[str, tuple[str, ...]], chosen: Mapping[str, Criterion], usual: str) -> str:
+    """The usual one. Raises BadInput where some criteria can score other layers only."""
     if able:
         others = [name for name in chosen if name not in able]
         first, known = next(iter(able.items()))
         raise BadInput(
-            f"{first} scores {' or '.join(known)} layers, but {', '.join(others)} would score linear ones; score them "
+            f"{first} scores {' or '.join(known)} layers, but {', '.join(others)} would score {usual} ones; score them "
             f"apart, or all with --granularity {known[0]}."
         )
-    return "linear"
+    return usual
 
 
 def settings_of(criterion: Criterion, given: Mapping[str, Any]) -> Any:
@@ -129,6 +131,12 @@ def _refuse_unseen(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> No
     """Raises for a measure or sibling that no criterion would look at, before anything is loaded."""
     if request.measure not in MEASURES:
         raise UnknownName("measure", request.measure, MEASURES)
+    for name, one in chosen.items():
+        if one.images and not of_images(request.inputs.data):
+            raise BadInput(
+                f"{name} takes images, and --data {request.inputs.data} holds none; give IMAGES.npz with x and y, or "
+                "bundled:digits."
+            )
     looks = frozenset[str]().union(*(one.needs | one.optional for one in chosen.values()))
     if request.measure != "loss" and "measure" not in looks:
         raise BadInput(f"--measure {request.measure}: {', '.join(chosen)} takes no measure; drop it.")

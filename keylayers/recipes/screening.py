@@ -12,11 +12,13 @@ from keylayers.actions.screen_fit import fit_screen
 from keylayers.criteria.class_separation import class_separation, layers_of_interest
 from keylayers.criteria.criterion import Evidence
 from keylayers.data.images import load_pixels
+from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers
 from keylayers.measures.objective import image_loss
 from keylayers.models.pixels import image_argument
 from keylayers.recipes.image_inputs import ImageInputs, example_of
-from keylayers.runs import RunFolder
+from keylayers.recipes.image_networks import look_at
+from keylayers.runs import RunFolder, progress
 from keylayers.scores import Selection, select
 
 AUTO = "auto"
@@ -63,6 +65,12 @@ def screen_stream(request: ScreenRequest, run: RunFolder) -> ScreenResult:
     key = image_argument(model)
     conformal = request.settings.threshold == "conformal"  # tau is no quantile, and needs no images apart
     parts = request.inputs.parts(REFERENCE) if conformal else request.inputs.parts()
+    if pixels.shape[1:] != parts[0].pixels.shape[1:]:
+        raise BadInput(
+            f"{request.stream} holds images of shape {pixels.shape[1:]} and {request.inputs.images} of "
+            f"{parts[0].pixels.shape[1:]} (channels, height, width); expected the same."
+        )
+    look_at(model, parts[0], request.inputs.model, request.inputs.seed)
     reference, *others = (list(part.batches(SIZE, key)) for part in parts)
     blocks = named_layers(model, "block", example=example_of(model, reference[0]))
     chosen: Selection | dict[int, Selection]
@@ -87,7 +95,7 @@ def _judged(screen: Screen, model: nn.Module, pixels: np.ndarray) -> dict[str, n
     key = image_argument(model)
     batches = (
         {key: torch.from_numpy(pixels[start : start + SIZE].astype(np.float32)) / 255}
-        for start in range(0, len(pixels), SIZE)
+        for start in progress(range(0, len(pixels), SIZE), "screening")
     )
     seen = list(screen.stream(model, batches))
     names = {"class": "classes", "suspicion": "suspicion", "flagged": "flags"}

@@ -1,10 +1,10 @@
 """What a run found, in sentences: the answer first, then what each comparison shows, then what it does not show."""
 
-from dataclasses import dataclass
-
 from keylayers.report.arms import Arm, Tuning
 from keylayers.report.choice import Choice
 from keylayers.report.collect import Collected
+from keylayers.report.heads import Answer, Tile
+from keylayers.report.vision import answer_of
 from keylayers.report.words import (
     HYPHEN,
     and_list,
@@ -22,24 +22,6 @@ from keylayers.scores import Agreement, LayerScores
 from keylayers.scores.agreement import p_text
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One figure of the answer, with what it is and what it stands beside."""
-
-    label: str
-    value: str
-    beside: str
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The head of a report."""
-
-    sentence: str
-    points: tuple[str, ...]
-    tiles: tuple[Tile, ...]
-
-
 def answer(collected: Collected, choice: Choice | None, pairs: tuple[Agreement, ...]) -> Answer:
     """The head of a report."""
     if collected.tuned is not None and collected.tuned.tuning is not None and choice is not None:
@@ -48,7 +30,7 @@ def answer(collected: Collected, choice: Choice | None, pairs: tuple[Agreement, 
         return _of_agreement(pairs)
     if choice is not None and choice.ranking is not None:
         return _of_scores(choice, choice.ranking.scores)
-    return Answer("Nothing is finished in this run yet.", (), ())
+    return answer_of(collected.runs[0]) or Answer("Nothing is finished in this run yet.", (), ())
 
 
 def verdict(first: Arm, other: Arm) -> str:

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 NAME = "report.html"
+TITLES = {
+    "tune": "Tuning selected layers",
+    "score": "Which layers matter",
+    "harden": "Adversarial training of few layers",
+    "cleanse": "A skip connection turned down",
+    "screen": "Inputs unlike their class",
+}
 SHOWN = 30
 """Rows of a ranking that need no click."""
 
@@ -127,8 +134,8 @@ def _title(collected: Collected) -> str:
     run = collected.tuned or collected.runs[0]
     if run.command == "compare":
         return "Comparison of rankings"
-    what = {"tune": "Tuning selected layers", "score": "Which layers matter"}.get(run.command, run.command)
-    model, data = run.setting("inputs", "model"), run.setting("inputs", "data")
+    what = TITLES.get(run.command, run.command)
+    model, data = run.setting("inputs", "model"), run.setting("inputs", "data") or run.setting("inputs", "images")
     return f"{what}: {model}" + (f" on {data}" if data else "")
 
 

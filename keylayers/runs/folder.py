@@ -124,7 +124,8 @@ def open_run(path: str | Path, command: str, settings: Any, *, fresh: bool = Fal
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             _record_end(store, run, status, f"{type(error).__name__}: {error}"[:2000])
             if status == "interrupted":
-                note(f"interrupted; what is finished is kept in {folder}. To resume: {_same_command()}")
+                kept = f"what is finished is kept in {folder}" if _results(folder) else "nothing was finished yet"
+                note(f"interrupted; {kept}. To resume: {_same_command()}")
             raise
         store("finished")
         run.log("finished")
@@ -168,6 +169,14 @@ def _prepare(folder: Path, record: dict[str, Any], fresh: bool) -> dict[str, Any
         _clear(folder, record)
         return None
     if differences := list(_differences(_comparable(earlier), _comparable(record))):
+        if earlier["status"] != "finished" and not _results(folder):
+            _clear(folder, record)  # after a mistyped name, say: nothing is lost, and nothing to be resumed
+            return None
+        if earlier.get("command") != record["command"]:
+            raise BadInput(
+                f"{str(folder)!r} holds a run of `{earlier.get('command')}`, this is `{record['command']}`: give --out "
+                "another folder, or --fresh to delete that run"
+            )
         raise BadInput(
             f"{str(folder)!r} holds a run with other settings:\n  " + "\n  ".join(differences) + "\n"
             "give --out another folder, or --fresh to delete that run, or the stored settings to resume it"
@@ -176,6 +185,11 @@ def _prepare(folder: Path, record: dict[str, Any], fresh: bool) -> dict[str, Any
     if stored and (changed := list(_differences(stored, given))):
         note("resuming with other package versions than before: " + "; ".join(changed))
     return earlier
+
+
+def _results(folder: Path) -> bool:
+    """Whether a run left anything but its record."""
+    return any(entry.name not in ("run.json", "log.jsonl", ".lock") for entry in folder.iterdir())
 
 
 def _clear(folder: Path, record: dict[str, Any]) -> None:

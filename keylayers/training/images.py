@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from keylayers.errors import BadInput, Diverged
 from keylayers.measures.objective import logits_of, model_device
+from keylayers.training.image_states import Keeps, keep_state, take_up
 from keylayers.training.train import hold_statistics
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -60,12 +61,14 @@ def train_images(
     *,
     before_epoch: Callable[[int], None] | None = None,
     after_epoch: Callable[[int, float], None] | None = None,
+    keeps: Keeps | None = None,
 ) -> list[float]:
     """Trains the parameters that ask for gradients, in place; the mean loss of each epoch. Model left in eval mode.
 
     Frozen batch norms keep their running statistics, too. The global random state is left as it was. `before_epoch` may
     change which parameters ask for gradients: the optimiser then starts afresh with those, on the same schedule.
-    `after_epoch` gets the epoch's number and mean loss.
+    `after_epoch` gets the epoch's number and mean loss; after it the state goes into `keeps`, from which the same call
+    goes on, bit for bit.
 
     Raises:
         BadInput: without images, parameters to train, or as many labels. Diverged: if a loss is not finite.
@@ -83,10 +86,15 @@ def train_images(
     with torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():
         torch.manual_seed(settings.seed)
         order = torch.Generator().manual_seed(settings.seed)
-        for epoch in range(settings.epochs):
+        stood = None if keeps is None else take_up(keeps, model, order)
+        if stood is not None:
+            step, losses = stood.step, stood.losses
+        for epoch in range(0 if stood is None else stood.epoch, settings.epochs):
             if before_epoch is not None:
                 before_epoch(epoch)
-            optimiser = _optimiser(model, settings, optimiser)
+            fresh, optimiser = optimiser is None, _optimiser(model, settings, optimiser)
+            if stood is not None and fresh:
+                stood.into(optimiser, model)
             model.train()
             hold_statistics(model)
             summed = 0.0
@@ -103,6 +111,8 @@ def train_images(
             losses.append(summed / steps)
             if after_epoch is not None:
                 after_epoch(epoch, losses[-1])
+            if keeps is not None:
+                keep_state(keeps, epoch + 1, step, model, optimiser, order, losses)
     if optimiser is not None:
         optimiser.zero_grad()
     model.eval()

@@ -14,6 +14,7 @@ from keylayers.layers.naming import named_layers
 from keylayers.layers.skips import scaled_skips
 from keylayers.layers.suppressed import Suppressed
 from keylayers.models.digits import DigitsResNet
+from keylayers.runs import Checkpoint
 from keylayers.scores import Selection
 from keylayers.training.images import ImageTraining
 from tests.layers.helpers import full_state, same_state
@@ -206,6 +207,29 @@ def test_a_network_of_one_input_size_is_cleansed_by_the_images_it_is_given() -> 
     assert torch.allclose(found.model(x), expected, atol=1e-6)
     again = copy.deepcopy(Suppressed(model, ["skip"]))
     assert torch.equal(again(image=x), found.model(x)) and torch.equal(again(x[:3]), found.model(x[:3]))
+
+
+def test_a_cleansing_that_was_stopped_ends_as_if_it_had_not_been(tmp_path) -> None:
+    """Momenta and dropout's random numbers included; what was stopped left the network as it was."""
+
+    def cleansed(keeps=None, until: int = 9, model: nn.Module | None = None) -> tuple[Cleansed, nn.Module]:
+        model = model or network()
+
+        def report(done: int, total: int, loss: float) -> None:
+            if done > until:
+                raise KeyboardInterrupt
+
+        given = Cleanse(training=ImageTraining(epochs=3, batch_size=10, learning_rate=0.05))
+        return cleanse(model, chosen(model, IDENTITY), *images(), given, report=report, keeps=keeps), model
+
+    whole, model = cleansed()
+    stopped = network()
+    with pytest.raises(KeyboardInterrupt):
+        cleansed(Checkpoint(tmp_path), until=1, model=stopped)
+    assert proof.fingerprints(stopped) == proof.fingerprints(network())
+    resumed, again = cleansed(Checkpoint(tmp_path))
+    assert proof.fingerprints(model) == proof.fingerprints(again) and resumed.losses == whole.losses
+    assert resumed.untouched == whole.untouched
 
 
 def test_an_error_leaves_everything_as_it_was() -> None:

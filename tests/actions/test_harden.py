@@ -17,6 +17,7 @@ from keylayers.maths.attacks import Ball
 from keylayers.measures.attacks import FeatureAttack, Pgd, features_moved
 from keylayers.measures.robustness import clean_accuracy, robust_accuracy
 from keylayers.models.digits import DigitsResNet
+from keylayers.runs import Checkpoint
 from keylayers.scores.selection import Selection
 from keylayers.training.images import ImageTraining, train_images
 from tests.layers.helpers import full_state
@@ -216,6 +217,45 @@ def test_the_best_epoch_is_kept_and_can_be_put_back() -> None:
     assert hashes(model) == states[1]
     plain = harden(network(), chosen(model, "layer2.0.conv1"), *some(), settings(1))
     assert plain.best is None and plain.best_epoch is None and plain.watched == ()
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 4])
+def test_a_hardening_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, stop: int) -> None:
+    """After any epoch, that of a new choice and the last one included: weights, choices, losses, what was watched."""
+    turns = [("conv1",), ("layer2.0.conv1",), ("layer3.0.conv2",)]
+
+    def hardened(keeps=None, until: int = 9) -> tuple[Hardened, nn.Module]:
+        model, seen = network(), []
+
+        def again(one: nn.Module) -> Selection:
+            return chosen(
+                one, *turns[int(float(one.conv1.weight.detach().sum()) * 1e6) % 3]
+            )  # by what the weights have become
+
+        def watch(one: nn.Module) -> float:
+            seen.append(1)
+            if len(seen) > until:
+                raise KeyboardInterrupt
+            return float(one.conv1.weight.detach().sum())
+
+        given = settings(4, every=2)
+        made = harden(model, chosen(model, "conv1"), *some(), given, reselect=again, watch=watch, keeps=keeps)
+        return made, model
+
+    whole, model = hardened()
+    keeps = Checkpoint(tmp_path)
+    if stop < 4:
+        with pytest.raises(KeyboardInterrupt):
+            hardened(keeps, until=stop)
+    else:
+        hardened(keeps)
+    resumed, again = hardened(keeps)
+    assert full_state(model).keys() == full_state(again).keys() and hashes(model) == hashes(again)
+    assert resumed.losses == whole.losses and resumed.watched == whole.watched and resumed.untouched == whole.untouched
+    names = [[(epoch, one.names) for epoch, one in made.selections] for made in (whole, resumed)]
+    assert names[0] == names[1] and len(names[0]) == 2
+    assert whole.best is not None and resumed.best is not None
+    assert all(torch.equal(value, resumed.best[name]) for name, value in whole.best.items())
 
 
 def test_a_fast_step_takes_half_the_gradients_of_a_standard_one() -> None:

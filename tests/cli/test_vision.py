@@ -21,6 +21,8 @@ from keylayers.models.digits import digits_resnet
 from keylayers.models.normalised import normalise_inside
 from keylayers.recipes import hardening, screening
 from keylayers.recipes.image_attacks import Backdoor, make_victim, victim
+from keylayers.runs import progress
+from keylayers.scores import load_scores
 from keylayers.training.images import ImageTraining, train_images
 from tests.recipes.images import watched
 
@@ -78,15 +80,29 @@ def test_a_network_is_cleansed_and_what_was_stored_does_what_was_said(cli, place
     assert done.code == 0, done.err
     stated = json.loads((tmp_path / "run" / "cleansed.json").read_text())
     results = json.loads((tmp_path / "run" / "results.json").read_text())
-    assert stated["skips"] == results["skips"] and f"turned down to 0: {stated['skips'][0]}" in done.out
-    assert stated["skips"][0] == max(results["scores"], key=results["scores"].get)
+    (skip,) = results["skips"]
+    assert stated["skips"] == {skip: 0.0} and f"turned down to 0: {skip}" in done.out
+    assert skip == max(results["scores"], key=results["scores"].get)
     network = digits_resnet()
     network.load_state_dict(load_file(tmp_path / "run" / "cleansed.safetensors"))
-    whole = Suppressed(network, stated["skips"], stated["factor"]).eval()
+    whole = Suppressed(network, [skip], 0.0).eval()
     bad = np.load(place / "bad.npz")
     found = predicted_classes(whole, torch.from_numpy(bad["x"]).float()[:, None] / 255)
     success = float((found[torch.from_numpy(bad["y"]) != 1] == 1).float().mean())
     assert success == pytest.approx(results["figures"]["attack success"][1])
+    again = cli(
+        "cleanse", "--weights", tmp_path / "run" / "cleansed.safetensors", "--clean", place / "clean.npz", "--skip",
+        "layer2.1.skip", "--epochs", "1", "--attacked", place / "bad.npz", "--attack-target", "1",
+        "--out", tmp_path / "2",
+    )  # fmt: skip
+    assert again.code == 0 and f"{skip} stay turned down" in again.err, again.err
+    second = json.loads((tmp_path / "2" / "results.json").read_text())
+    assert second["figures"]["attack success"][0] == results["figures"]["attack success"][1]
+    assert json.loads((tmp_path / "2" / "cleansed.json").read_text())["skips"] == {skip: 0.0, "layer2.1.skip": 0.0}
+    refused = cli("cleanse", "--weights", tmp_path / "run" / "cleansed.safetensors", "--out", tmp_path / "3")
+    assert refused.code == 2 and f"{skip} of this network are turned down already" in refused.err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert f"With {skip} turned down" in page and "Nothing is finished" not in page
 
 
 def test_few_layers_are_hardened_and_both_states_are_stored(cli, place, tmp_path):
@@ -101,6 +117,70 @@ def test_few_layers_are_hardened_and_both_states_are_stored(cli, place, tmp_path
     chosen = {f"{name}.weight" for _, names in results["selections"] for name in names}
     changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert changed and changed <= chosen
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert (
+        f"Adversarial training of 1 layer brings accuracy under attack from {results['before']['worst case']:.1%}"
+        in (page.replace("\u00a0", ""))
+    )
+    assert f"on {results['images']} held-out images" in done.out
+
+
+@pytest.mark.parametrize("command", ["harden", "cleanse"])
+def test_what_was_stopped_goes_on_after_its_last_epoch(cli, place, tmp_path, monkeypatch, command):
+    words = (
+        command,
+        "--weights",
+        place / "w.safetensors",
+        "--data" if command == "harden" else "--clean",
+        place / "clean.npz",
+    )
+    words += ("--epochs", "3", *(("--eps", "0.1", "--steps", "1") if command == "harden" else ()))
+    assert cli(*words, "--out", tmp_path / "whole").code == 0
+    advance = progress.advance
+
+    def stopping(bar, count=1, text=""):
+        advance(bar, count, text)
+        if bar.label == "epochs" and bar.done == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(progress, "advance", stopping)
+        stopped = cli(*words, "--out", tmp_path / "run")
+    assert stopped.code != 0 and f"what is finished is kept in {tmp_path / 'run'}. To resume: keylayers" in stopped.err
+    again = cli(*words, "--out", tmp_path / "run")
+    assert again.code == 0 and "going on after epoch 2" in again.err, again.err
+    name = "last.safetensors" if command == "harden" else "cleansed.safetensors"
+    first, second = (load_file(tmp_path / folder / name) for folder in ("whole", "run"))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    results = [json.loads((tmp_path / folder / "results.json").read_text()) for folder in ("whole", "run")]
+    assert results[0] == results[1] and not list((tmp_path / "run" / "checkpoints" / "training").iterdir())
+    once_more = cli(*words, "--out", tmp_path / "run")
+    assert once_more.code == 0 and once_more.out == again.out and "epochs:" not in once_more.err
+
+
+@pytest.mark.parametrize("criterion", ["feature_fragility", "skip_suppression", "class_separation", "robust_capacity"])
+def test_criteria_of_images_are_scored_and_their_scores_choose_what_is_hardened(cli, place, tmp_path, criterion):
+    words = ("--model", "keylayers.models.digits:digits_resnet", "--weights", place / "w.safetensors")
+    done = cli("score", criterion, *words, "--data", place / "clean.npz", "--out", tmp_path / "run", "--records", "60")
+    assert done.code == 0, done.err
+    scores = load_scores(tmp_path / "run" / f"{criterion}.json")
+    assert scores.granularity == ("skip" if criterion == "skip_suppression" else "conv")
+    assert scores.provenance.data[0]["records"] == 60 and len(scores.values) == len(scores.layers)
+    if criterion != "feature_fragility":
+        return
+    words = ("--weights", place / "w.safetensors", "--data", place / "clean.npz", "--eps", "0.1", "--steps", "1")
+    words += ("--epochs", "1", "--select", "top:2", "--scores", tmp_path / "run" / f"{criterion}.json")
+    assert cli("harden", *words, "--out", tmp_path / "hard").code == 0
+    ((_, names),) = json.loads((tmp_path / "hard" / "results.json").read_text())["selections"]
+    assert set(names) == {layer.name for layer in scores.ranking()[:2]}
+
+
+def test_images_are_not_scored_by_what_is_learnt_from_texts_nor_texts_by_images(cli, place, tmp_path):
+    words = ("--model", "keylayers.models.digits:digits_resnet", "--data", place / "clean.npz")
+    done = cli("score", "learned_mask", *words, "--out", tmp_path / "run")
+    assert done.code == 2 and "holds images, and learned_mask needs what tuning changed" in done.err
+    done = cli("score", "feature_fragility", "--out", tmp_path / "other")
+    assert done.code == 2 and "feature_fragility takes images, and --data bundled:pirate holds none" in done.err
 
 
 @pytest.fixture(scope="module")
@@ -185,10 +265,12 @@ def _damaged(place, tmp_path, **changes):
         ("cleanse", {"y": lambda held: held["y"] + 5}, "is out of range"),
         ("cleanse", {"x": lambda held: np.repeat(held["x"][..., None], 3, 3)}, r"expected (batch, 1, height, width)"),
         ("cleanse", {"x": lambda held: held["x"] / 255}, "expected uint8"),
-        ("cleanse", {"x": lambda held: held["x"][:-1]}, "images, "),
+        ("cleanse", {"x": lambda held: held["x"][:-1]}, "expected one label per image"),
         ("screen", {"y": lambda held: np.where(held["y"] == 3, 4, held["y"])}, "too few records in the reference"),
-        ("screen", {"x": lambda held: np.repeat(held["x"][..., None], 3, 3)}, r"expected (batch, 1, height, width)"),
+        ("screen", {"x": lambda held: np.repeat(held["x"][..., None], 3, 3)}, "of (3, 8, 8) (channels, height, width)"),
         ("harden", {"y": lambda held: held["y"] + 5}, "is out of range"),
+        ("harden", {"y": lambda held: np.where(held["y"] == 3, 4, held["y"])}, "class 3 has no image"),
+        ("screen", {"x": lambda held: np.pad(held["x"], ((0, 0), (2, 2), (2, 2)))}, "expected the same"),
         ("harden", {"x": lambda held: np.repeat(held["x"][..., None], 3, 3)}, r"expected (batch, 1, height, width)"),
     ],
 )
@@ -209,6 +291,10 @@ def test_bad_images_are_told(cli, place, tmp_path, command, changes, said):
         (("cleanse", "--attack-target", "1"), "--attacked and --attack-target go together"),
         (("cleanse", "--factor", "2"), "expected 0 (removed) to 1"),
         (("harden", "--eps", "eight"), "--eps eight: expected a radius such as 8/255"),
+        (("harden", "--steps", "0"), "attacks of 0 steps (--steps) move no image"),
+        (("harden", "--reselect", "-1"), "--reselect -1: expected epochs, or 0 for never"),
+        (("harden", "--model", "tests.cli.test_vision:plain_network"), "there is nothing to choose among"),
+        (("screen", "--model", "bundled:llama", "--data", "bundled:digits"), "is a model of texts"),
         (("harden", "--epochs", "0"), "hardening for 0 epochs changes nothing"),
         (("harden", "--batch-size", "0"), "expected at least 0 epochs, and 1 image in a batch"),
         (("cleanse", "--lr", "-1"), "learning rate is -1.0: expected a number above 0"),

@@ -109,7 +109,7 @@ def test_impossible_parts_are_refused(sizes, error, message) -> None:
         ({"x": np.zeros((2, 4, 4), np.float32), "y": np.zeros(2, np.int64)}, "images are float32"),
         ({"x": np.zeros((2, 3, 4, 4), np.uint8), "y": np.zeros(2, np.int64)}, r"of shape \(2, 3, 4, 4\)"),
         ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(2)}, "labels are float64"),
-        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(3, np.int64)}, "2 images, 3 labels"),
+        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(3, np.int64)}, "2 images and 3 labels"),
         ({"x": np.zeros((2, 4, 4), np.uint8)}, "holds x; expected x and y"),
         ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.array([0, -1])}, "label -1 of image 1 is out of range"),
         (

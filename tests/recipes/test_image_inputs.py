@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
+from safetensors.torch import load_file
 
 from keylayers.data.images import load_pixels
 from keylayers.errors import BadInput
+from keylayers.layers.suppressed import Suppressed
 from keylayers.measures.backdoor import predicted_classes
 from keylayers.models.digits import DigitsResNet
 from keylayers.models.pixels import image_argument
 from keylayers.recipes.image_inputs import ImageInputs
+from keylayers.recipes.image_networks import load_network, look_at, store_network
 from keylayers.recipes.planting import ENOUGH, own_trigger, planted, triggered
 from keylayers.training.images import ImageTraining, train_images
 
@@ -104,6 +107,41 @@ def test_a_checkpoint_that_states_no_normalisation_is_used_as_it_is_and_said_so(
         ImageInputs(str(tmp_path), "").load_model()
 
 
+def test_what_is_suppressed_goes_with_the_weights(tmp_path):
+    """Twice, at other factors, too: the network's own names are stored, and the same network is read."""
+    torch.manual_seed(0)
+    network, x = DigitsResNet().eval(), torch.rand(4, 1, 8, 8)
+    twice = Suppressed(Suppressed(network, ["layer1.1.skip", "layer2.1.skip"], 0.5), ["layer1.1.skip"], 0.0)
+    assert twice.factors == {"layer1.1.skip": 0.0, "layer2.1.skip": 0.5} and twice.innermost is network
+    store_network(twice, tmp_path / "w.safetensors", dict(twice.state_dict()))
+    assert load_file(tmp_path / "w.safetensors").keys() == network.state_dict().keys()
+    again = load_network(DIGITS, str(tmp_path / "w.safetensors")).model
+    assert torch.equal(again(x), twice.eval()(x)) and not torch.equal(again(x), network(x))
+    (tmp_path / "w.json").write_text('{"another": "file"}')
+    assert torch.equal(load_network(DIGITS, str(tmp_path / "w.safetensors")).model(x), network(x))
+
+
+def test_weights_that_a_factory_draws_are_those_of_the_seed():
+    first, again, other = (load_network(DIGITS, seed=seed).model.conv1.weight for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_a_network_is_tried_before_the_work(capsys):
+    """Untrained weights, probabilities for logits, a network of something else: none of it fails by itself."""
+    (images,) = ImageInputs(DIGITS, "bundled:digits").parts()
+    assert look_at(load_network(DIGITS).model, images, "the network") == 10
+    assert "where a guess is 10%: are its weights missing" in capsys.readouterr().err
+    soft = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.Softmax(1))
+    look_at(soft, images, "soft")
+    assert "soft: outputs sum to 1 as probabilities do" in capsys.readouterr().err
+    with pytest.raises(BadInput, match=r"flat does not run on images of shape \(1, 8, 8\) .*cannot be multiplied"):
+        look_at(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 10)), images, "flat")
+    with pytest.raises(BadInput, match=r"maps returns \(8, 3, 8, 8\) for 8 images; expected \(images, classes\)"):
+        look_at(torch.nn.Conv2d(1, 3, 3, padding=1), images, "maps")
+    with pytest.raises(BadInput, match="is a model of texts"):
+        load_network("bundled:llama")
+
+
 def test_images_go_to_the_argument_that_takes_them(tmp_path):
     assert image_argument(_classifier(tmp_path)) == "pixel_values" and image_argument(DigitsResNet()) == "x"
     assert image_argument(torch.nn.Sequential(torch.nn.Flatten())) == "input"
@@ -116,7 +154,7 @@ def test_a_stream_needs_no_labels(tmp_path):
     np.savez(tmp_path / "xy.npz", x=pixels, y=np.array([0, 1]))
     assert (load_pixels(tmp_path / "xy.npz")[:, 0] == pixels).all()
     np.savez(tmp_path / "z.npz", z=pixels)
-    with pytest.raises(BadInput, match="expected x and y"):
+    with pytest.raises(BadInput, match="holds z; expected x, the images"):
         load_pixels(tmp_path / "z.npz")
     assert load_pixels("bundled:digits").shape == (1797, 1, 8, 8)
 

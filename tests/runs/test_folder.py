@@ -76,7 +76,8 @@ def test_failures_and_interrupts_are_recorded_and_raised_on(tmp_path: Path, caps
         raise ValueError("broken")
     record = read_run(tmp_path / "a")
     assert record["status"] == "failed" and record["sessions"][-1]["error"] == "ValueError: broken"
-    with pytest.raises(KeyboardInterrupt), open_run(tmp_path / "b", "score", {}):
+    with pytest.raises(KeyboardInterrupt), open_run(tmp_path / "b", "score", {}) as run:
+        run.part("loss", lambda: {"loss": 1.0})
         raise KeyboardInterrupt
     assert read_run(tmp_path / "b")["status"] == "interrupted"
     assert "To resume: run the same command again" in capsys.readouterr().err
@@ -95,10 +96,9 @@ def test_other_settings_are_refused_with_each_difference(tmp_path: Path) -> None
     with open_run(tmp_path, "score", SETTINGS) as run:
         run.part("loss", lambda: {"loss": 1.0})
     other = {"data": "gsm8k", "lora": {"rank": 8, "alpha": 32}, "extra": True}
-    with pytest.raises(BadInput) as caught, open_run(tmp_path, "tune", other):
+    with pytest.raises(BadInput) as caught, open_run(tmp_path, "score", other):
         pass
     lines = str(caught.value).splitlines()
-    assert "  command: stored 'score', given 'tune'" in lines
     assert "  data: stored 'alpaca', given 'gsm8k'" in lines
     assert "  lora.alpha: stored 16, given 32" in lines
     assert "  extra: not stored, given True" in lines
@@ -106,6 +106,33 @@ def test_other_settings_are_refused_with_each_difference(tmp_path: Path) -> None
     assert not any("rank" in line for line in lines)
     assert "--out" in lines[-1] and "--fresh" in lines[-1]
     assert read_run(tmp_path)["status"] == "finished"
+
+
+def test_a_folder_of_another_command_is_named_as_such(tmp_path: Path) -> None:
+    """All its settings differ; to list them would hide why."""
+    with open_run(tmp_path, "score", SETTINGS):
+        pass
+    told = r"holds a run of `score`, this is `tune`: give --out"
+    with pytest.raises(BadInput, match=told) as caught, open_run(tmp_path, "tune", {"data": "gsm8k"}):
+        pass
+    assert "stored" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_start_that_left_nothing_does_not_keep_its_folder(tmp_path: Path, error, capsys) -> None:
+    """A mistyped name, say; a run that left a part does."""
+    with pytest.raises(error), open_run(tmp_path, "score", {"data": "alpacca"}):
+        raise error
+    assert ("nothing was finished yet. To resume: run the same command" in capsys.readouterr().err) == (
+        error is KeyboardInterrupt
+    )
+    with pytest.raises(error), open_run(tmp_path, "score", {"data": "alpaca"}) as run:
+        assert run.earlier_status is None
+        run.part("loss", lambda: {"loss": 1.0})
+        raise error
+    told = "data: stored 'alpaca', given 'gsm8k'"
+    with pytest.raises(BadInput, match=told), open_run(tmp_path, "score", {"data": "gsm8k"}):
+        pass
 
 
 @dataclass(frozen=True)
