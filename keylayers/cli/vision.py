@@ -124,9 +124,8 @@ def run_harden(options: dict[str, Any]) -> None:
     best = f"best epoch ({found.best_epoch + 1})"
     say("\n" + table((f"accuracy on {found.images} held-out images", "before", "last epoch", best), rows))
     say("pgd-STEPSxRESTARTS attacks the loss, features those of all blocks; worst case: right under both")
-    say(
-        f"best: under attack, on calibration images; a share is known to ± {0.98 / found.images**0.5:.3f} at worst (95 %)"
-    )
+    error = 0.98 / found.images**0.5
+    say(f"best: under attack, on calibration images; a share is known to ± {error:.3f} at worst (95 %)")
     say(f"eps {eps:.4g}; {found.trained:,} parameters train; {found.untouched} tensors proved unchanged")
     for warning in found.warnings:
         say(f"warning: {warning}")

@@ -131,6 +131,8 @@ def _chooser(
             "choose among; give another, such as --granularity linear or block."
         )
     ball = request.settings.attack.ball
+    if scores is None and ball.norm != "linf":
+        raise BadInput(f"layers are chosen by fragility under linf attacks, not {ball.norm}; give scores instead.")
 
     def choose(model: nn.Module) -> Selection:
         if scores is not None:
