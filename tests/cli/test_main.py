@@ -89,7 +89,7 @@ def test_ctrl_c_ends_with_130_and_how_to_resume(cli, score_words, monkeypatch):
     monkeypatch.setattr(recipe, "score", stopped)
     result = cli("score", "random", *score_words, "--out", "run", "--fresh")
     assert result.code == 130
-    assert "interrupted; what is finished is kept in run. To resume: keylayers score random" in result.err
+    assert "interrupted; nothing was finished yet. To resume: keylayers score random" in result.err
     assert "--fresh" not in result.err
     assert read_run("run")["status"] == "interrupted"
 
