@@ -49,7 +49,7 @@ def test_a_cleansing_that_diverges_is_a_result(victims, monkeypatch):
 
 def test_a_later_tuning_that_diverges_is_a_result_and_is_not_run_where_nobody_asks(victims, monkeypatch):
     folder, attacked, _ = victims
-    monkeypatch.setattr(ssft_cells, "LATER", Recipe(3, float("inf"), 50))
+    monkeypatch.setattr(ssft_cells, "LATER", Recipe(3, 1e30, 50))
     assert "the loss is" in compute(folder, {"do": "suppressed", **attacked, **HOW})[DIVERGED]
     found = compute(folder, {"do": "suppressed", **attacked, **HOW, "later": False})
     assert set(found["attacked"]) >= {"before", "after"} and "later" not in found["attacked"]
