@@ -27,7 +27,7 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     from keylayers.recipes.score_request import ScoreRequest
     from keylayers.recipes.settling import StopEarly, settling_of
     from keylayers.recipes.settling_words import in_words
-    from keylayers.runs import open_run
+    from keylayers.runs import files_given, open_run
     from keylayers.scores.files import save
     from keylayers.studies.settling import Rule
     from keylayers.training.adapters import LoraSettings
@@ -50,7 +50,8 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
         stop_early=StopEarly(rule) if options["stop_early"] else None,
     )
     folder, file = _score_place(options["out"], options["model"], options["data"])
-    with open_run(folder, "score", asdict(request), fresh=options["fresh"]) as run:
+    files = files_given(options["data"], options["weights"], options["tuned"])
+    with open_run(folder, "score", {**asdict(request), "given": files}, fresh=options["fresh"]) as run:
         results = score(request, run)
     if (decided := settling_of(folder)) is not None:
         say(in_words(decided))
@@ -78,7 +79,7 @@ def run_tune(options: dict[str, Any]) -> None:
     from keylayers.actions.tune import TuneSettings
     from keylayers.recipes.inputs import Inputs
     from keylayers.recipes.tune import COLUMNS, TuneRequest, compare_arms
-    from keylayers.runs import open_run, write_json
+    from keylayers.runs import files_given, open_run, write_json
     from keylayers.training.adapters import LoraSettings
     from keylayers.training.train import TrainSettings
 
@@ -102,7 +103,8 @@ def run_tune(options: dict[str, Any]) -> None:
         seeds=options["seeds"],
     )
     folder = options["out"] or Path("runs") / f"tune-{_slug(options['model'])}-{_slug(options['data'])}"
-    settings = {**asdict(request), "scores": scores.sha256 if scores is not None else None}
+    files = files_given(options["data"], options["weights"])
+    settings = {**asdict(request), "scores": scores.sha256 if scores is not None else None, "given": files}
     with open_run(folder, "tune", settings, fresh=options["fresh"]) as run:
         result = compare_arms(request, run, scores)
         write_json(folder / "comparison.json", asdict(result))

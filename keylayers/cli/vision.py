@@ -16,14 +16,15 @@ def run_screen(options: dict[str, Any]) -> None:
     quiet_libraries()
     from keylayers.actions.screen import ScreenSettings
     from keylayers.recipes.screening import ScreenRequest, screen_stream
-    from keylayers.runs import open_run, write_json
+    from keylayers.runs import files_given, open_run, write_json
 
     threshold: Any = "conformal" if options["tau"] is None else "tau"
     tau = 2.5 if options["tau"] is None else options["tau"]
     settings = ScreenSettings(threshold, alpha, options["per_class"], tau)
     request = ScreenRequest(_inputs(options, "clean"), options["data"], options["layers"], settings)
     folder = options["out"] or Path("runs") / "screen"
-    with open_run(folder, "screen", asdict(request), fresh=options["fresh"]) as run:
+    files = files_given(options["weights"], options["clean"], options["data"])
+    with open_run(folder, "screen", {**asdict(request), "given": files}, fresh=options["fresh"]) as run:
         found = screen_stream(request, run)
         stated = {
             "images": found.images,
@@ -48,7 +49,7 @@ def run_cleanse(options: dict[str, Any]) -> None:
     quiet_libraries()
     from keylayers.actions.cleanse import Cleanse
     from keylayers.recipes.cleansing import CleanseRequest, cleanse_network
-    from keylayers.runs import open_run, write_json
+    from keylayers.runs import files_given, open_run, write_json
     from keylayers.training.images import ImageTraining
 
     training = ImageTraining(options["epochs"], options["batch_size"], options["lr"], seed=options["seed"])
@@ -62,7 +63,8 @@ def run_cleanse(options: dict[str, Any]) -> None:
         options["attack_target"],
     )
     folder = options["out"] or Path("runs") / "cleanse"
-    with open_run(folder, "cleanse", asdict(request), fresh=options["fresh"]) as run:
+    files = files_given(options["weights"], options["clean"], options["attacked"])
+    with open_run(folder, "cleanse", {**asdict(request), "given": files}, fresh=options["fresh"]) as run:
         found = cleanse_network(request, run)
         write_json(folder / "results.json", asdict(found))
     if found.scores is not None:
@@ -97,7 +99,7 @@ def run_harden(options: dict[str, Any]) -> None:
     from keylayers.maths.attacks import Ball
     from keylayers.measures.attacks import Pgd
     from keylayers.recipes.hardening import HardenRequest, harden_network
-    from keylayers.runs import open_run, write_json
+    from keylayers.runs import files_given, open_run, write_json
     from keylayers.scores import load_scores
     from keylayers.training.images import ImageTraining
 
@@ -115,7 +117,8 @@ def run_harden(options: dict[str, Any]) -> None:
         _inputs(options, "data"), options["select"], options["granularity"], options["reselect"] > 0, settings
     )
     folder = options["out"] or Path("runs") / "harden"
-    asked = {**asdict(request), "scores": options["scores"]}
+    files = files_given(options["weights"], options["data"], options["scores"])
+    asked = {**asdict(request), "scores": options["scores"], "given": files}
     with open_run(folder, "harden", asked, fresh=options["fresh"]) as run:
         found = harden_network(request, run, scores)
         write_json(folder / "results.json", asdict(found))

@@ -98,6 +98,11 @@ def load_images(source: str | Path) -> Images:
     )
 
 
+def of_images(source: str) -> bool:
+    """Whether a source of data holds images rather than texts."""
+    return source == DIGITS or Path(source).suffix == ".npz"
+
+
 def load_pixels(source: str | Path) -> UInt8[np.ndarray, "samples channels height width"]:
     """The images alone, of a file whose labels nobody knows or asks for: `x`, or what `load_images` takes.
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from keylayers.criteria.criterion import Evidence
 from keylayers.data.batches import batches
+from keylayers.data.images import of_images
 from keylayers.data.tokenise import IGNORED
 from keylayers.errors import BadInput
 from keylayers.layers.deltas import Deltas
@@ -14,7 +15,6 @@ from keylayers.measures.measure import measure_named
 from keylayers.models import deltas_of
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.image_evidence import image_evidence
-from keylayers.recipes.image_inputs import of_images
 from keylayers.recipes.inputs import Prepared, prepare_data, tuned_place
 from keylayers.recipes.score_request import ScoreRequest
 from keylayers.recipes.settling import learn_until_settled

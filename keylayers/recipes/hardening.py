@@ -64,8 +64,12 @@ class HardenResult:
     best: dict[str, float]
     """At the epoch of highest robust accuracy on calibration images."""
     best_epoch: int
+    losses: tuple[float, ...]
+    """Of training, by epoch."""
+    watched: tuple[float, ...]
+    """Robust accuracy on calibration images after each epoch."""
     images: int
-    """Held out, on which all of this is measured."""
+    """Held out, on which accuracies are measured."""
     trained: int
     """Scalars that trained at first."""
     untouched: int
@@ -82,7 +86,8 @@ def harden_network(request: HardenRequest, run: RunFolder, scores: LayerScores |
     found = run.part("result", lambda: asdict(_hardened(request, run, scores)))
     run.checkpoint(TRAINING).clear()
     selections = tuple((epoch, tuple(names)) for epoch, names in found["selections"])
-    return HardenResult(**{**found, "selections": selections, "warnings": tuple(found["warnings"])})
+    told = {name: tuple(found[name]) for name in ("losses", "watched", "warnings")}
+    return HardenResult(**{**found, **told, "selections": selections})
 
 
 def _hardened(request: HardenRequest, run: RunFolder, scores: LayerScores | None) -> HardenResult:
@@ -115,8 +120,8 @@ def _hardened(request: HardenRequest, run: RunFolder, scores: LayerScores | None
     model.load_state_dict(dict(made.best))
     best, _ = _measured(model, test, attack, seed)
     return HardenResult(
-        _names(made), before, last, best, made.best_epoch, len(test), sum(layer.size for layer in first.chosen),
-        made.untouched, warnings,
+        _names(made), before, last, best, made.best_epoch, tuple(made.losses), tuple(made.watched), len(test),
+        sum(layer.size for layer in first.chosen), made.untouched, warnings,
     )  # fmt: skip
 
 

@@ -1,13 +1,12 @@
 """From what a user names (a network, images) to what criteria and actions of images take."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from keylayers.data.images import DIGITS, Images, load_images
+from keylayers.data.images import Images, load_images
 from keylayers.errors import BadInput
 from keylayers.recipes.image_networks import load_network
 from keylayers.runs import note
@@ -51,11 +50,6 @@ class ImageInputs:
                 "and a rest; give more."
             )
         return tuple(images.take(np.sort(each)) for each in places)
-
-
-def of_images(source: str) -> bool:
-    """Whether a source of data holds images."""
-    return source == DIGITS or Path(source).suffix == ".npz"
 
 
 def _distinct(images: Images) -> Images:

@@ -6,10 +6,10 @@ from typing import Any
 
 from keylayers import criteria
 from keylayers.criteria.criterion import Criterion
+from keylayers.data.images import of_images
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.naming import GRANULARITIES
 from keylayers.measures.measure import MEASURES
-from keylayers.recipes.image_inputs import of_images
 from keylayers.recipes.inputs import Inputs
 from keylayers.recipes.settling import StopEarly
 from keylayers.training.adapters import LoraSettings

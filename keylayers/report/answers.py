@@ -30,7 +30,9 @@ def answer(collected: Collected, choice: Choice | None, pairs: tuple[Agreement, 
         return _of_agreement(pairs)
     if choice is not None and choice.ranking is not None:
         return _of_scores(choice, choice.ranking.scores)
-    return answer_of(collected.runs[0]) or Answer("Nothing is finished in this run yet.", (), ())
+    first = collected.runs[0]
+    missing = "The results of this run cannot be read." if first.finished else "Nothing is finished in this run yet."
+    return answer_of(first) or Answer(missing, (), ())
 
 
 def verdict(first: Arm, other: Arm) -> str:

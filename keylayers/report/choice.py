@@ -3,6 +3,7 @@
 import shlex
 from dataclasses import dataclass
 
+from keylayers.data.images import of_images
 from keylayers.errors import KeylayersError
 from keylayers.report.collect import Collected, Ranking, Run
 from keylayers.scores import LayerScores, select
@@ -10,6 +11,7 @@ from keylayers.scores.tiers import Tiers, tiers
 
 DEFAULT_POLICY = "top:30%"
 """What a scoring run, which selects nothing, is shown with."""
+CONTROL = "random:30%:match=params"
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,32 @@ def choose(collected: Collected) -> Choice | None:
     return Choice(DEFAULT_POLICY, names, ranking, tiers(ranking.scores, len(names)) if names else None, trained=False)
 
 
-def next_command(collected: Collected, choice: Choice) -> str | None:
-    """What to type to try a choice that no run trained, beside random layers; None where there is nothing to try."""
+@dataclass(frozen=True)
+class Trial:
+    """What to type to try a choice that no run trained."""
+
+    why: str
+    line: str
+
+
+def trial(collected: Collected, choice: Choice) -> Trial | None:
+    """Texts are tuned on, images hardened on, a skip is cleansed; None where there is nothing to try."""
     run = collected.runs[0]
     if choice.trained or choice.ranking is None or run.command != "score":
         return None
-    model, data = run.setting("inputs", "model"), run.setting("inputs", "data")
-    words = ["keylayers", "tune", "--model", str(model), "--data", str(data)]
-    words += ["--scores", str(collected.path / choice.ranking.file), "--select", choice.policy]
-    return shlex.join([*words, "--against", "random:30%:match=params", "--against", "all", "--seeds", "3"])
+    model, data, weights = (str(run.setting("inputs", name) or "") for name in ("model", "data", "weights"))
+    network = ["--model", model, *(["--weights", weights] if weights else [])]
+    chosen = ["--scores", str(collected.path / choice.ranking.file), "--select", choice.policy]
+    if not of_images(data):
+        why = "To see whether training them is enough, beside random layers with as many parameters and all layers:"
+        beside = ["--against", CONTROL, "--against", "all", "--seeds", "3"]
+        return Trial(why, shlex.join(["keylayers", "tune", *network, "--data", data, *chosen, *beside]))
+    if choice.ranking.scores.granularity == "skip":
+        first = choice.ranking.scores.ranking()[0].name
+        why = "To turn the first one down and tune around it, and see what that costs:"
+        return Trial(why, shlex.join(["keylayers", "cleanse", *network, "--clean", data, "--skip", first]))
+    why = f"To see whether training them under attack is enough; then the same with --select {CONTROL}:"
+    return Trial(why, shlex.join(["keylayers", "harden", *network, "--data", data, *chosen]))
 
 
 def _ranking_of(collected: Collected, run: Run) -> Ranking | None:

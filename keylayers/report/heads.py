@@ -13,9 +13,34 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Bar:
+    """One line of a picture of bars."""
+
+    label: str
+    length: float
+    """Of the longest that there can be, 0 to 1."""
+    text: str
+    """The figure itself."""
+    marked: bool = False
+
+
+@dataclass(frozen=True)
+class Bars:
+    """Figures of one kind side by side."""
+
+    title: str
+    words: str
+    of: str
+    """What a line is of."""
+    rows: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
 class Answer:
-    """The head of a report."""
+    """The head of a report, the pictures that belong to it, and what it does not show."""
 
     sentence: str
     points: tuple[str, ...]
     tiles: tuple[Tile, ...]
+    bars: tuple[Bars, ...] = ()
+    limits: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from keylayers.report import words
 from keylayers.report.answers import answer
 from keylayers.report.arms import Curve
-from keylayers.report.choice import choose, next_command
+from keylayers.report.choice import choose, trial
 from keylayers.report.collect import STAGE_ONE, Collected, collect
 from keylayers.report.comparisons import agreement_views, arms_view
 from keylayers.report.limits import limits
@@ -69,6 +69,7 @@ def render(collected: Collected, plots: tuple[str, ...] = ()) -> str:
     agreement, refused = agreement_views(collected)
     pairs = tuple(pair for view in agreement for table in view.tables for pair in table.pairs)
     tuning = collected.tuned.tuning if collected.tuned else None
+    head = answer(collected, choice, pairs)
     text = (
         _environment()
         .get_template("page.html")
@@ -76,20 +77,20 @@ def render(collected: Collected, plots: tuple[str, ...] = ()) -> str:
             title=_title(collected),
             collected=collected,
             states=_states(collected),
-            answer=answer(collected, choice, pairs),
+            answer=head,
             arms=arms_view(tuning) if tuning else None,
             base_loss=tuning.base_loss if tuning else None,
             choice=choice,
             compared=collected.runs[0].command == "compare",
             why=why(choice) if choice else "",
-            trial=next_command(collected, choice) if choice else None,
+            trial=trial(collected, choice) if choice else None,
             kinds=kind_rows(choice) if choice else (),
             rankings=ranking_views(collected, choice),
             shown=SHOWN,
             agreement=agreement,
             refused=refused,
             learning=_learning(collected),
-            limits=limits(collected, choice),
+            limits=(*limits(collected, choice), *head.limits),
             data=_data(collected),
             commands=_commands(collected),
             plots=plots,
@@ -179,13 +180,16 @@ def _learning(collected: Collected) -> tuple[tuple[str, tuple[Chart, ...]], ...]
 
 
 def _data(collected: Collected) -> tuple[dict[str, Any], ...]:
-    """Every data set that a score file names, once."""
+    """Every data set that a score file names, once; then the files that were given, where none of these is of them."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for ranking in collected.rankings:
         for one in ranking.scores.provenance.data:
             key = (str(one.get("id")), str(one.get("split")), str(one.get("sha256")))
             found.setdefault(key, one)
-    return tuple(found.values())
+    named = {one.get("id") for one in found.values()}
+    given = {name: sha for run in collected.runs for name, sha in (run.setting("given") or {}).items()}
+    files = [{"id": name, "split": "file", "sha256": sha} for name, sha in given.items() if name not in named]
+    return (*found.values(), *files)
 
 
 def _commands(collected: Collected) -> tuple[tuple[str, bool], ...]:

@@ -6,7 +6,8 @@ from typing import Any
 from keylayers.errors import BadInput
 from keylayers.report.collect import Run
 from keylayers.report.heads import Answer, Tile
-from keylayers.report.words import and_list, plural, share, whole
+from keylayers.report.vision_bars import blame, by_class, by_suspicion, epochs
+from keylayers.report.words import NO_BREAK, and_list, plural, share, whole
 from keylayers.runs import read_json
 
 FEW = 6
@@ -42,7 +43,14 @@ def _of_hardening(found: Mapping[str, Any]) -> Answer:
     )
     points = [f"Trained first: {_names(first)} ({whole(found['trained'])} parameters)."]
     points += [f"From epoch {epoch + 1}: {_names(names)}." for epoch, names in later]
-    return Answer(sentence, (*points, *found["warnings"]), tiles)
+    limits = (
+        _known_to(found["images"]),
+        "One training of one selection does not show that these layers are the ones: give --select "
+        "random:30%:match=params, or another policy, and other seeds beside it.",
+        "Attacks of other kinds may succeed where these fail (docs/cards/harden.md).",
+    )
+    bars = (epochs(found["losses"], found["watched"], found["best_epoch"]),)
+    return Answer(sentence, (*points, *found["warnings"]), tiles, bars, limits)
 
 
 def _of_cleansing(found: Mapping[str, Any]) -> Answer:
@@ -56,12 +64,14 @@ def _of_cleansing(found: Mapping[str, Any]) -> Answer:
         for name, values in found["figures"].items()
     )
     points = list(found["warnings"])
-    if blame := found["scores"]:
-        order = sorted(blame, key=lambda name: -blame[name])
-        points.append(f"Blamed most: {', '.join(f'{name} ({blame[name]:.3f})' for name in order[:3])}.")
     if "attack success" not in found["figures"]:
         points.append("Whether a backdoor was there, or is gone, cannot be told without its trigger (--attacked).")
-    return Answer(sentence, tuple(points), tiles)
+    limits = (
+        _known_to(found["images"]),
+        "A backdoor may come back when the network is trained further, or answer to another trigger.",
+    )
+    bars = (blame(found["scores"], found["skips"]),) if found["scores"] else ()
+    return Answer(sentence, tuple(points), tiles, bars, limits)
 
 
 def _of_screening(found: Mapping[str, Any]) -> Answer:
@@ -69,7 +79,16 @@ def _of_screening(found: Mapping[str, Any]) -> Answer:
     sentence = f"{whole(flagged)} of {whole(images)} images are flagged as unlike the class they are taken for."
     tiles = (Tile("Flagged", share(flagged / images) if images else "0 %", f"{whole(flagged)} of {whole(images)}"),)
     points = (f"Watched at {and_list(found['layers'])}.", f"{found['promise'][0].upper()}{found['promise'][1:]}.")
-    return Answer(sentence, points, tiles)
+    bars = (by_suspicion(found["suspicion"], found["flagged"]), by_class(found["class"], found["flagged"]))
+    limits = (
+        "A flagged image is unlike its class; that it carries a trigger, or that the others do not, is not shown.",
+    )
+    return Answer(sentence, points, tiles, bars if images else (), limits)
+
+
+def _known_to(images: int) -> str:
+    half = f"{98 / images**0.5:.1f}"
+    return f"A share of {whole(images)} images is known to ±{NO_BREAK}{half} points at worst (95{NO_BREAK}%)."
 
 
 def _names(names: list[str]) -> str:

@@ -5,13 +5,14 @@ from keylayers.runs.checkpoint import Checkpoint
 from keylayers.runs.folder import RunFolder, open_run, read_run
 from keylayers.runs.log import read_log
 from keylayers.runs.progress import note, progress
-from keylayers.runs.provenance import digest, file_sha256, git_commit, machine, plain, versions
+from keylayers.runs.provenance import digest, file_sha256, files_given, git_commit, machine, plain, versions
 
 __all__ = [
     "Checkpoint",
     "RunFolder",
     "digest",
     "file_sha256",
+    "files_given",
     "git_commit",
     "machine",
     "note",

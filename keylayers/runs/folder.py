@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = "keylayers/run/1"
+FILES = "given."
+"""Where settings have the digests of files that were given (`files_given`)."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def open_run(path: str | Path, command: str, settings: Any, *, fresh: bool = Fal
 
     On leaving, run.json says `finished`; on an error `failed`; on Ctrl-C or SIGTERM `interrupted`, and standard error
     says how to resume; each is raised on. A killed process (SIGKILL, power) leaves `running` and is resumed likewise.
-    `settings` is a dataclass or a mapping; `fresh` empties a run folder first (never a folder that is not one).
+    `settings` is a dataclass or a mapping, under whose `given` the digests of given files are (`files_given`); `fresh`
+    empties a run folder first (never a folder that is not one).
 
     Raises:
         BadInput: other settings than the stored ones (each difference is listed), a folder that another process uses,
@@ -222,8 +225,12 @@ def _differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterato
     for key in sorted({*stored, *given}):
         if key not in stored:
             yield f"{key}: not stored, given {given[key]!r}"
+        elif key not in given and key.startswith(FILES):
+            yield f"{key[len(FILES) :]}: is no longer there"
         elif key not in given:
             yield f"{key}: stored {stored[key]!r}, not given"
+        elif stored[key] != given[key] and key.startswith(FILES):
+            yield f"{key[len(FILES) :]}: its content is not what it was when the run began"
         elif stored[key] != given[key]:
             yield f"{key}: stored {stored[key]!r}, given {given[key]!r}"
 

@@ -62,6 +62,13 @@ def file_sha256(path: str | Path) -> str:
     return sha.hexdigest()
 
 
+def files_given(*sources: str | Path | None) -> dict[str, str]:
+    """sha256 of each source that is a file, for a run's settings; hub ids, folders and what is bundled have none."""
+    return {
+        str(one): file_sha256(Path(one).expanduser()) for one in sources if one and Path(one).expanduser().is_file()
+    }
+
+
 @lru_cache(maxsize=1)
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}

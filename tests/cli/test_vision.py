@@ -21,7 +21,7 @@ from keylayers.models.digits import digits_resnet
 from keylayers.models.normalised import normalise_inside
 from keylayers.recipes import hardening, screening
 from keylayers.recipes.image_attacks import Backdoor, make_victim, victim
-from keylayers.runs import progress
+from keylayers.runs import file_sha256, progress
 from keylayers.scores import load_scores
 from keylayers.training.images import ImageTraining, train_images
 from tests.recipes.images import watched
@@ -156,6 +156,30 @@ def test_what_was_stopped_goes_on_after_its_last_epoch(cli, place, tmp_path, mon
     assert results[0] == results[1] and not list((tmp_path / "run" / "checkpoints" / "training").iterdir())
     once_more = cli(*words, "--out", tmp_path / "run")
     assert once_more.code == 0 and once_more.out == again.out and "epochs:" not in once_more.err
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("harden", ("--data", "{x}", "--eps", "0.1", "--steps", "1", "--epochs", "1", "--select", "top:2")),
+        ("cleanse", ("--clean", "{x}", "--epochs", "0", "--skip", "layer1.0.skip")),
+        ("screen", ("--clean", "{x}", "--data", "{x}", "--alpha", "10%", "--layers", "blocks:2")),
+    ],
+)
+def test_other_images_under_the_same_name_are_not_taken_for_those_of_the_run(cli, place, tmp_path, command, words):
+    images, weights = tmp_path / "x.npz", tmp_path / "w.safetensors"
+    images.write_bytes((place / "clean.npz").read_bytes())
+    weights.write_bytes((place / "w.safetensors").read_bytes())
+    words = (command, "--weights", weights, *(word.format(x=images) for word in words), "--out", tmp_path / "run")
+    done = cli(*words)
+    assert done.code == 0, done.err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert file_sha256(images) in page and file_sha256(weights) in page
+    held = dict(np.load(images))
+    np.savez(images, x=held["x"][::-1], y=held["y"][::-1])
+    again = cli(*words)
+    assert again.code == 2 and f"{images}: its content is not what it was" in again.err and "--fresh" in again.err
+    assert str(weights) not in again.err
 
 
 @pytest.mark.parametrize("criterion", ["feature_fragility", "skip_suppression", "class_separation", "robust_capacity"])

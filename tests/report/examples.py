@@ -51,10 +51,10 @@ def arguments(*words: str):
         sys.argv = before
 
 
-def score_run(folder: Path, *several: LayerScores, inputs=INPUTS) -> Path:
+def score_run(folder: Path, *several: LayerScores, inputs=INPUTS, **more) -> Path:
     """A scoring run with these scores, by default one criterion with intervals and one without."""
     several = several or (scores(), scores(1, "delta_norm", repeats=0))
-    settings = {"inputs": inputs, "criteria": [one.criterion for one in several], "granularity": "linear"}
+    settings = {"inputs": inputs, "criteria": [one.criterion for one in several], "granularity": "linear", **more}
     with arguments("score", *settings["criteria"], "--out", str(folder)), open_run(folder, "score", settings) as run:
         for one in several:
             save(one, folder / f"{one.criterion}.json")

@@ -1,10 +1,12 @@
 """The sentences of a report: the figures in them, and that they claim no more than those show."""
 
+from dataclasses import replace
+
 import pytest
 
 from keylayers.report.answers import answer, verdict
 from keylayers.report.arms import Arm
-from keylayers.report.choice import choose, next_command
+from keylayers.report.choice import choose, trial
 from keylayers.report.collect import collect
 from keylayers.report.comparisons import agreement_views
 from keylayers.report.limits import limits
@@ -93,11 +95,30 @@ def test_scores_without_intervals_have_no_tiers_and_say_so(tmp_path):
 
 def test_a_scoring_run_says_how_to_try_its_choice_and_a_tuning_run_does_not(tmp_path):
     found = collect(score_run(tmp_path / "a run"))
-    line = next_command(found, choose(found))
+    line = trial(found, choose(found)).line
     assert line.startswith("keylayers tune --model some/model --data some/data.jsonl --scores '")
     assert "--against random:30%:match=params" in line and "a run/path_integral.json' --select top:30%" in line
     found = collect(tune_run(tmp_path / "tune"))
-    assert next_command(found, choose(found)) is None
+    assert trial(found, choose(found)) is None
+
+
+IMAGES = {"model": "my.net:make", "data": "my images.npz", "weights": "w.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("granularity", "wanted"),
+    [
+        ("conv", "keylayers harden --model my.net:make --weights w.safetensors --data 'my images.npz' --scores"),
+        ("skip", "keylayers cleanse --model my.net:make --weights w.safetensors --clean 'my images.npz' --skip "),
+    ],
+)
+def test_scores_of_images_are_tried_on_images(tmp_path, granularity, wanted):
+    one = replace(scores(), granularity=granularity)
+    found = collect(score_run(tmp_path / "run", one, inputs=IMAGES))
+    line = trial(found, choose(found)).line
+    assert line.startswith(wanted) and "tune" not in line
+    if granularity == "skip":
+        assert line.endswith(one.ranking()[0].name)
 
 
 @pytest.mark.parametrize("acted", ["top", "bottom"])

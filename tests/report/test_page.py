@@ -11,6 +11,7 @@ from keylayers.report.collect import collect
 from keylayers.report.page import render, write_report
 from keylayers.runs import open_run, write_json
 from tests.report.examples import (
+    INPUTS,
     LAYERS,
     arguments,
     compare_run,
@@ -134,6 +135,24 @@ def test_what_is_unfinished_is_said_at_the_top(tmp_path):
     page = checked(render(collect(tmp_path / "run")))
     assert "Nothing is finished in this run yet." in page.words
     assert "failed: ZeroDivisionError: by <zero>" in page.words and "random: not scored yet" in page.words
+
+
+def test_a_finished_run_whose_results_are_of_another_version_is_not_called_unfinished(tmp_path):
+    with open_run(tmp_path / "run", "harden", {}) as run:
+        write_json(run.path / "results.json", {"accuracy": 0.5})
+    words = checked(render(collect(tmp_path / "run"))).words
+    assert "The results of this run cannot be read." in words and "Nothing is finished" not in words
+
+
+def test_files_that_no_score_names_are_among_the_data(tmp_path):
+    files = {"my.npz": "0a" * 32, INPUTS["data"]: "0b" * 32}
+    with open_run(tmp_path / "run", "harden", {"given": files}):
+        pass
+    words = checked(render(collect(tmp_path / "run"))).words
+    assert "my.npz" in words and "0a" * 32 in words and "no digest" not in words
+    words = checked(render(collect(score_run(tmp_path / "scored", given=files)))).words
+    assert "0a" * 32 in words and "t" * 64 in words
+    assert "Records sha256" in words.split("Settings and provenance")[1].replace("  ", " ")
 
 
 @pytest.mark.parametrize("payload", PAYLOADS)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from keylayers.errors import BadInput
-from keylayers.runs import open_run, read_json, read_run, write_json
+from keylayers.runs import file_sha256, files_given, open_run, read_json, read_run, write_json
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"data": "alpaca", "lora": {"rank": 8, "alpha": 16}, "seeds": [0, 1]}
@@ -106,6 +106,30 @@ def test_other_settings_are_refused_with_each_difference(tmp_path: Path) -> None
     assert not any("rank" in line for line in lines)
     assert "--out" in lines[-1] and "--fresh" in lines[-1]
     assert read_run(tmp_path)["status"] == "finished"
+
+
+def test_a_file_that_changed_under_its_name_is_not_gone_on_with(tmp_path: Path) -> None:
+    """Half a run on one file and half on another would be told as one."""
+    data, folder = tmp_path / "my.data.jsonl", tmp_path / "run"
+    data.write_text("one")
+
+    def asked() -> dict[str, object]:
+        return {"data": str(data), "given": files_given(data, None, "bundled:pirate", tmp_path)}
+
+    assert asked()["given"] == {str(data): file_sha256(data)}
+    with open_run(folder, "score", asked()) as run:
+        run.part("loss", lambda: {"loss": 1.0})
+    with open_run(folder, "score", asked()) as run:
+        assert run.has_part("loss")
+    data.write_text("two")
+    with pytest.raises(BadInput, match=rf"{data}: its content is not what it was when the run began\n"):
+        open_run(folder, "score", asked()).__enter__()
+    data.unlink()
+    with pytest.raises(BadInput, match=rf"{data}: is no longer there\n"):
+        open_run(folder, "score", asked()).__enter__()
+    data.write_text("one")
+    with open_run(folder, "score", asked()) as run:
+        assert run.has_part("loss")
 
 
 def test_a_folder_of_another_command_is_named_as_such(tmp_path: Path) -> None:
