@@ -87,7 +87,7 @@ def revert(
 
 def harden(
     model: o.Network = o.DIGITS,
-    weights: o.Weights = None,
+    weights: o.NetworkWeights = None,
     data: Annotated[
         str, typer.Option(help="Labelled images: .npz with x and y, or bundled:digits.")
     ] = "bundled:digits",
@@ -116,7 +116,7 @@ def harden(
 
 def cleanse(
     model: o.Network = o.DIGITS,
-    weights: o.Weights = None,
+    weights: o.NetworkWeights = None,
     clean: Annotated[str, typer.Option(help="Clean labelled images: .npz, or bundled:digits.")] = "bundled:digits",
     skip: Annotated[str, typer.Option(help="Skip connection to turn down, or auto.")] = "auto",
     calibration: Annotated[str, typer.Option(help="How auto chooses: clean-only or own-trigger.")] = "clean-only",
@@ -145,7 +145,7 @@ def cleanse(
 def screen(
     data: Annotated[str, typer.Option(help="Images to judge: .npz with x.")],
     model: o.Network = o.DIGITS,
-    weights: o.Weights = None,
+    weights: o.NetworkWeights = None,
     clean: Annotated[str, typer.Option(help="Clean labelled images: .npz, or bundled:digits.")] = "bundled:digits",
     layers: Annotated[str, typer.Option(help="auto, or a policy over blocks such as last:1.")] = "auto",
     alpha: Annotated[str, typer.Option(help="Most clean images that may be flagged.")] = "5%",

@@ -56,7 +56,8 @@ Config = Annotated[
 ]
 Model = Annotated[str, typer.Option(help="Hub id, folder, bundled:llama, or package.module:factory.")]
 DIGITS = "keylayers.models.digits:digits_resnet"
-Network = Annotated[str, typer.Option(help="package.module:factory with --weights, a folder, or a hub id; images.")]
+Network = Annotated[str, typer.Option(help="package.module:factory, a folder, or a hub id; a network of images.")]
+NetworkWeights = Annotated[str | None, typer.Option(help="Safetensors for a factory, or over a checkpoint's own.")]
 Data = Annotated[str, typer.Option(help="Hub id, .json .jsonl .parquet .csv .txt (also .gz), or bundled:NAME.")]
 Weights = Annotated[str | None, typer.Option(help="Safetensors for a package.module:factory model.")]
 Granularity = Annotated[str, typer.Option(help="block, sublayer, linear, expert, router, conv or skip.")]

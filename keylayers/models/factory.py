@@ -41,11 +41,16 @@ def from_factory(source: str, weights: str | None = None, allow_pickle: bool = F
             f"{source} returned {type(model).__name__}; a factory takes no arguments and returns a torch module."
         )
     if weights is not None:
-        _load(model, source, weights, allow_pickle)
+        put_weights(model, source, weights, allow_pickle)
     return model.eval()
 
 
-def _load(model: nn.Module, source: str, weights: str, allow_pickle: bool) -> None:
+def put_weights(model: nn.Module, source: str, weights: str, allow_pickle: bool = False) -> None:
+    """Puts a file's weights into the network that `source` names.
+
+    Raises:
+        BadInput: for a file that is missing or cannot be read, or weights that do not fit.
+    """
     stored, wanted = _stored(weights, allow_pickle), model.state_dict()
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # absent from old checkpoints
     missing, extra = sorted(wanted.keys() - stored.keys() - counters), sorted(stored.keys() - wanted.keys())

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput
+from keylayers.layers.suppressed import Suppressed
 
 
 def checked_pixels(x: Float[Tensor, "batch channels height width"], channels: int | None = None) -> Tensor:
@@ -38,7 +39,10 @@ def checked_pixels(x: Float[Tensor, "batch channels height width"], channels: in
 
 
 def image_argument(model: nn.Module) -> str:
-    """Name of the argument that takes images: the one that a Hugging Face model states, else the first."""
+    """Name of the argument that takes images: the one that a Hugging Face model states, else the first; of a suppressed
+    network, that of the one inside."""
+    if isinstance(model, Suppressed):
+        return image_argument(model.innermost)
     names = inspect.signature(model.forward).parameters.values()
     first = next((one.name for one in names if one.kind is one.POSITIONAL_OR_KEYWORD), "x")
     return str(getattr(model, "main_input_name", first))

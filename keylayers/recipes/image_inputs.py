@@ -19,7 +19,7 @@ class ImageInputs:
     model: str
     images: str
     weights: str | None = None
-    """Safetensors for a model given as package.module:factory."""
+    """Safetensors for a factory's network, or over a checkpoint's own."""
     seed: int = 0
     """Of which image goes to which part, and of weights that a factory draws."""
 

@@ -13,6 +13,7 @@ from keylayers.layers.placing import frozen
 from keylayers.layers.suppressed import Suppressed
 from keylayers.measures.backdoor import check_labels, predicted_classes
 from keylayers.measures.objective import logits_of, model_device
+from keylayers.models.factory import put_weights
 from keylayers.models.loading import LoadedModel, is_factory, load_model
 from keylayers.models.normalised import normalise_inside
 from keylayers.runs import Checkpoint, note, progress, read_json, write_json, write_tensors
@@ -27,19 +28,22 @@ LOOKED_AT = 256  # images that a network is tried on before the work
 def load_network(source: str, weights: str | None = None, seed: int = 0) -> LoadedModel:
     """The network in eval mode, taking images in [0, 1], with the suppression that is stored beside its weights.
 
-    A Hugging Face checkpoint is normalised inside by what its preprocessor says; another network must do so itself. A
-    factory that draws its weights draws them with the seed.
+    A Hugging Face checkpoint is normalised inside by what its preprocessor says; another network must do so itself.
+    Weights go into a factory's network, or over a checkpoint's own. A factory that draws its weights draws them with
+    the seed.
 
     Raises:
         BadInput: as `load_model` does, for a language model, or if a preprocessor's file cannot be read.
     """
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        loaded = load_model(source, weights=weights)
+        loaded = load_model(source, weights=weights if is_factory(source) else None)
     if getattr(loaded.model, "main_input_name", None) == "input_ids":
         raise BadInput(f"{source} is a model of texts; this takes networks of images.")
     if not is_factory(source):
         _normalise(loaded)
+        if weights is not None:
+            put_weights(loaded.model, source, weights)
     if weights is None or not (beside := Path(weights).with_suffix(".json")).is_file():
         return loaded
     return LoadedModel(_suppressed(loaded.model, beside), source)

@@ -20,7 +20,10 @@ from keylayers.measures.masking import sanity
 from keylayers.models.digits import digits_resnet
 from keylayers.models.normalised import normalise_inside
 from keylayers.recipes import hardening, screening
+from keylayers.recipes.cleansing import TUNED
 from keylayers.recipes.image_attacks import Backdoor, make_victim, victim
+from keylayers.recipes.image_inputs import ImageInputs
+from keylayers.recipes.image_networks import load_network
 from keylayers.runs import file_sha256, progress
 from keylayers.scores import load_scores
 from keylayers.training.images import ImageTraining, train_images
@@ -247,6 +250,25 @@ def test_a_hugging_face_checkpoint_goes_through_every_command(cli, place, checkp
     assert accuracy > 0.6  # not normalised, or wrongly loaded, it would guess
     after = load_file(tmp_path / "run" / ("last.safetensors" if words[0] == "harden" else "cleansed.safetensors"))
     assert after.keys() == before.keys() and any(not torch.equal(after[name], before[name]) for name in before)
+    if words[0] == "harden":
+        return
+    words = ("--model", checkpoint, "--weights", tmp_path / "run" / "cleansed.safetensors", "--skip", "stages.0")
+    again = cli("cleanse", *words, "--clean", place / "clean.npz", "--epochs", "0", "--out", tmp_path / "again")
+    name = results["skips"][0]
+    assert again.code == 2 and f"{name} stay turned down" in again.err, again.err
+    words = (*words[:4], "--clean", place / "clean.npz", "--epochs", "0", "--skip")
+    other = next(one for one in results["scores"] if one != name)
+    again = cli("cleanse", *words, other, "--out", tmp_path / "again")
+    assert again.code == 0, again.err
+    assert json.loads((tmp_path / "again" / "cleansed.json").read_text())["skips"] == {name: 0.0, other: 0.0}
+    words = ("--model", checkpoint, "--weights", tmp_path / "run" / "cleansed.safetensors", "--alpha", "10%")
+    words += ("--clean", place / "clean.npz", "--data", place / "stream.npz", "--out", tmp_path / "screened")
+    assert cli("screen", *words).code == 0
+    model = load_network(str(checkpoint), str(tmp_path / "run" / "cleansed.safetensors")).model
+    _, held = ImageInputs(str(checkpoint), str(place / "clean.npz")).parts(TUNED)
+    x, y = held.tensors()
+    right = float((predicted_classes(model, x) == y).float().mean())
+    assert right == pytest.approx(results["figures"]["clean accuracy"][1], abs=1e-6)
 
 
 def test_layers_are_chosen_and_checked_on_images_of_all_classes_of_a_sorted_file(cli, place, tmp_path, monkeypatch):
