@@ -47,7 +47,7 @@ class HardenSettings:
     once more)."""
     every: int = 10
     """Epochs after which layers are chosen anew, where a way to choose is given."""
-    training: ImageTraining = field(default_factory=lambda: ImageTraining(learning_rate=0.01))
+    training: ImageTraining = field(default_factory=lambda: ImageTraining(20, 100, 0.01))
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(LossName):

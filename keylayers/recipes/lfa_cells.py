@@ -28,7 +28,7 @@ TAU = 2.5  # recommended by the paper
 ALPHA = 0.05  # false alarms that a conformal threshold admits
 
 OURS, ENTERING, PUBLISHED = "layers of interest", "layers of interest, weighed as entered", "as published"
-LAST, EVERY, LEAST = "penultimate block", "all blocks", "least separating block"
+LAST, EVERY, LEAST = "last block", "all blocks", "least separating block"
 ALONE = "block {0} alone"
 
 EVERYONE = "every class"

@@ -10,7 +10,7 @@ import numpy as np
 from keylayers.measures.backdoor import LEAST_SUCCESS
 from keylayers.recipes.image_tasks import caveats
 from keylayers.recipes.ssft_cells import CLEAN, DIVERGED, LATER, ORACLE, OWN, Recipe, best, diverged
-from keylayers.recipes.ssft_claims import claims
+from keylayers.recipes.ssft_claims import CURED, claims
 from keylayers.recipes.ssft_results import (
     AS_RELEASED,
     CLEAN_SHARE,
@@ -40,10 +40,11 @@ def introduction(found: Sequence[Results], scale: str) -> str:
         for one in found
     )
     return (
-        f"Made by `keylayers reproduce ssft --scale {scale}`. Images: {tasks}. A backdoored model is cleansed by "
-        "who has it and clean reference images alone: one skip connection is silenced, its stage is fine-tuned around "
-        "it. Who holds the trigger judges before, after, and after a further clean fine-tuning by someone else "
-        "(*later*), on images that no defence saw.\n\n"
+        f"Made by `keylayers reproduce ssft --scale {scale}`. Images: {tasks}. A *victim* is a model with a backdoor. It "
+        "is cleansed with clean reference images and nothing else: one skip connection is silenced, its stage is "
+        "fine-tuned around it. The judge, who alone holds the trigger, measures before, after, and after a further "
+        "clean fine-tuning by someone else (*later*), on images that no defence saw. A victim is *cured* where attack "
+        f"success falls below {CURED:g}.\n\n"
         f"**`{ORACLE}` is an oracle**: the released code chooses the skip with the attacker's own trigger. What a "
         f"defender can do: plant a trigger of his own in a copy (`{OWN}`: a checkerboard in a corner, unlike every "
         f"attack here, since he cannot know the attacker's), or see clean accuracy (`{CLEAN}`, ours). "
