@@ -40,8 +40,8 @@ def introduction(found: Sequence[Results], scale: str) -> str:
         for one in found
     )
     return (
-        f"Made by `keylayers reproduce ssft --scale {scale}`. Images: {tasks}. A *victim* is a model with a backdoor. It "
-        "is cleansed with clean reference images and nothing else: one skip connection is silenced, its stage is "
+        f"Made by `keylayers reproduce ssft --scale {scale}`. Images: {tasks}. A *victim* is a model with a "
+        "backdoor. It is cleansed with clean reference images and nothing else: one skip connection is silenced, its stage is "
         "fine-tuned around it. The judge, who alone holds the trigger, measures before, after, and after a further "
         "clean fine-tuning by someone else (*later*), on images that no defence saw. A victim is *cured* where attack "
         f"success falls below {CURED:g}.\n\n"
