@@ -42,11 +42,11 @@ def introduction(found: Sequence[Results], scale: str) -> str:
         "per class (the released code gives every class those of the last), negative weights set to 0; thresholds also "
         f"by a conformal quantile that promises at most {ALPHA:.0%} of false alarms. *As published* keeps the released "
         "weights, centroids (each record part of its own; of predicted classes where layers are chosen) and list of "
-        "layers, which ends in the logits. The released code counts as poisoned only those images on which the attack "
-        "succeeds; here all triggered images count, which lowers rates where an attack misses some. The others "
-        "choose among blocks alone: a layer weighs by what follows it, so that the last block weighs nothing, and the layers of interest "
-        "can be a single block (*layers per class*). What leaves the last block goes to the output layer: it is "
-        "the paper's penultimate layer."
+        "layers, which ends in the logits. The released code counts as poisoned only those images on which the "
+        "attack succeeds; here all triggered images count, which lowers rates where an attack misses some. The "
+        "others choose among blocks alone: a layer weighs by what follows it, so that the last block weighs nothing, "
+        "and the layers of interest can be a single block (*layers per class*). What leaves the last block goes to "
+        "the output layer: it is the paper's penultimate layer."
         f"{held} The paper's figure: {PAPER}."
     )
 

@@ -41,9 +41,10 @@ def introduction(found: Sequence[Results], scale: str) -> str:
     )
     return (
         f"Made by `keylayers reproduce ssft --scale {scale}`. Images: {tasks}. A *victim* is a model with a "
-        "backdoor. It is cleansed with clean reference images and nothing else: one skip connection is silenced, its stage is "
-        "fine-tuned around it. The judge, who alone holds the trigger, measures before, after, and after a further "
-        "clean fine-tuning by someone else (*later*), on images that no defence saw. A victim is *cured* where attack "
+        "backdoor. It is cleansed with clean reference images and nothing else: one skip connection is silenced, its "
+        "stage is fine-tuned around it. The judge, who alone holds the trigger, measures before, after, and after a "
+        "further clean fine-tuning by someone else (*later*), on images that no defence saw. A victim is *cured* "
+        "where attack "
         f"success falls below {CURED:g}.\n\n"
         f"**`{ORACLE}` is an oracle**: the released code chooses the skip with the attacker's own trigger. What a "
         f"defender can do: plant a trigger of his own in a copy (`{OWN}`: a checkerboard in a corner, unlike every "
