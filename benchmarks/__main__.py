@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from benchmarks import ablation, cka, hardening, observing, screening, spectrum, stage_two, suppression
+from benchmarks import ablation, cka, hardening, observing, screening, spectrum, stage_two, starting, suppression
 from keylayers.runs import machine, note, versions
 
 PARTS = {
@@ -15,6 +15,7 @@ PARTS = {
     "Fragility of features, and CLAT's choosing anew": hardening.table,
     "Screening a stream of images": screening.table,
     "Scan of skip connections": suppression.table,
+    "Commands that need no model": starting.table,
 }
 
 

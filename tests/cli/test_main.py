@@ -14,7 +14,7 @@ import keylayers
 from keylayers.runs import read_run
 
 PROBE = """
-import json, sys, time
+import json, sys
 from keylayers.cli import main
 sys.argv = ["keylayers", *json.loads(sys.argv[1])]
 try:
@@ -22,7 +22,7 @@ try:
 except SystemExit as stop:
     code = stop.code
 heavy = [name for name in ("torch", "transformers", "peft", "datasets", "scipy", "matplotlib") if name in sys.modules]
-print(json.dumps({"code": code or 0, "cpu": time.process_time(), "heavy": heavy}), file=sys.stderr)
+print(json.dumps({"code": code or 0, "heavy": heavy}), file=sys.stderr)
 """
 
 
@@ -38,15 +38,10 @@ def probed(words: list[str]) -> tuple[dict, str]:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["tune", "--help"], ["criteria"], ["--version"], []])
-def test_help_answers_at_once_without_torch(words):
-    tries = []
-    for _ in range(3):  # another process may share the core; the best try says what it takes
-        found = probed(words)[0]
-        assert found["heavy"] == [] and found["code"] in (0, 2)
-        tries.append(found["cpu"])
-        if tries[-1] < 0.5:
-            break
-    assert min(tries) < 0.5
+def test_help_answers_without_heavy_libraries(words):
+    """What that makes it take is in benchmarks/starting.py."""
+    found, _ = probed(words)
+    assert found["heavy"] == [] and found["code"] in (0, 2)
 
 
 def test_comparing_files_needs_no_torch(world, cli, score_words):

@@ -337,7 +337,6 @@ def test_shapes_of_8b_and_70b_are_listed_without_weights(
     blocks: int, width: int, mlp: int, heads: int, count: int
 ) -> None:
     import resource
-    import time
 
     config = hf.LlamaConfig(
         hidden_size=width,
@@ -347,11 +346,10 @@ def test_shapes_of_8b_and_70b_are_listed_without_weights(
         num_key_value_heads=8,
         vocab_size=128256,
     )
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.device("meta"):
         model = hf.LlamaForCausalLM(config)
     layers = named_layers(model)
-    assert time.process_time() - start < 10
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000, "over 1 GB was used"
     assert len(layers) == count and layers[-1].name == "lm_head"
     assert all(parameter.is_meta for parameter in model.parameters())

@@ -5,6 +5,7 @@ With --clock each run is also killed after a random time, a moment that differs 
 Prints one JSON object: digest of the weights of an uninterrupted run, of the resumed ones, and how often it was killed.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -71,6 +72,8 @@ def before_call(place: object, name: str, number: int, work: Callable[[Path], No
 
 def attempt(run: Callable[[Path], None], folder: Path, patience: float | None = None) -> bool:
     """One try in a forked child, killed after `patience` seconds; whether it ended by itself."""
+    gc.collect()
+    gc.freeze()  # each training of the child collects, which would look through, and so copy, all that was imported
     child = os.fork()
     if child == 0:
         try:
