@@ -1,6 +1,7 @@
 """What every test shares: no network, one thread per worker, the same random numbers each time."""
 
 import gc
+import importlib
 import os
 import random
 import signal
@@ -28,18 +29,31 @@ settings.register_profile("keylayers", deadline=None, derandomize=True, max_exam
 settings.load_profile("keylayers")
 
 
+HEAVY = "datasets matplotlib.pyplot peft scipy.stats sklearn.datasets torch transformers.trainer trl"
 _frozen = 0
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """A worker of many imports at once what nearly all its tests will, before the first of them collects garbage."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        for name in HEAVY.split():
+            importlib.import_module(name)
+        _put_aside()
+
+
+def _put_aside() -> None:
+    global _frozen
+    gc.collect()
+    gc.freeze()
+    _frozen = len(sys.modules)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def imports_are_not_searched() -> None:
     """Every training asks for collections, which take longer than a tiny model's training where they look through the
     million objects that imports left; so those are put aside whenever many modules have been added."""
-    global _frozen
     if len(sys.modules) > _frozen + 200:
-        gc.collect()
-        gc.freeze()
-        _frozen = len(sys.modules)
+        _put_aside()
 
 
 @pytest.fixture(autouse=True)

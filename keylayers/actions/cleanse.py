@@ -43,6 +43,12 @@ class Cleanse:
     training: ImageTraining = field(default_factory=lambda: ImageTraining(epochs=40, batch_size=50, learning_rate=0.05))
     """Of the fine-tuning; epochs=0 leaves it out."""
 
+    def __post_init__(self) -> None:
+        if self.tune not in get_args(Scope):
+            raise UnknownName("scope to tune", str(self.tune), get_args(Scope))
+        if not (math.isfinite(self.factor) and 0 <= self.factor <= 1):
+            raise BadInput(f"skips are to be multiplied by {self.factor}; expected 0 (removed) to 1 (as they are).")
+
 
 @dataclass(frozen=True, eq=False)
 class Undo:
@@ -154,10 +160,6 @@ def _checked(
     model: nn.Module, selection: Selection, settings: Cleanse, example: Mapping[str, Tensor] | None
 ) -> list[Layer]:
     """The selected skips as this network has them."""
-    if settings.tune not in get_args(Scope):
-        raise UnknownName("scope to tune", str(settings.tune), get_args(Scope))
-    if not (math.isfinite(settings.factor) and 0 <= settings.factor <= 1):
-        raise BadInput(f"skips are to be multiplied by {settings.factor}; expected 0 (removed) to 1 (as they are).")
     found = skip_layers(model, example)
     names = [layer.name for layer in found]
     if strange := [name for name in selection.names if name not in names]:

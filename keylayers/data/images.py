@@ -3,12 +3,13 @@
 Pixels stay bytes until a batch is made. Torch is imported only there.
 """
 
+import functools
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -145,12 +146,18 @@ def _assembled(path: Path, held: Mapping[str, np.ndarray], own: tuple[str, ...])
 
 
 def _digits() -> Images:
-    from sklearn.datasets import load_digits
-
-    held = load_digits()
+    held = _parsed_digits()
     pixels = np.round(held.images * (255 / 16)).astype(np.uint8)[:, None]
     names = tuple(map(str, held.target_names))
     return Images(pixels, held.target.astype(np.int64), np.arange(len(pixels)), names, DIGITS)
+
+
+@functools.cache
+def _parsed_digits() -> Any:
+    """Text, compressed: reading it takes longer than a small network's epoch."""
+    from sklearn.datasets import load_digits
+
+    return load_digits()
 
 
 @dataclass(frozen=True)

@@ -197,9 +197,11 @@ class _Choosing:
     def __init__(self, parts: ImageParts, plan: Plan, choose: str, seed: int) -> None:
         self.batch = next(parts.train.take(range(SIZE)).batches(SIZE))  # type: ignore[arg-type]
         self.plan, self.choose, self.seed, self.calls = plan, choose, seed, 0
+        self.layers: tuple[Layer, ...] = ()  # the same at every call
 
     def __call__(self, model: nn.Module) -> Selection:
-        layers, self.calls = _candidates(model), self.calls + 1
+        layers = self.layers = self.layers or _candidates(model)
+        self.calls += 1
         count = max(1, math.floor(self.plan.share * len(layers) + 0.5))
         if self.choose == ALL:
             return _everything(model)

@@ -125,10 +125,11 @@ def hold_statistics(model: nn.Module) -> None:
     One without parameters is frozen where anything else is. For a loop of one's own: call it after every
     `model.train()`.
     """
-    whole = all(parameter.requires_grad for parameter in model.parameters())
-    for module in model.modules():
-        tracks, own = getattr(module, "track_running_stats", False), list(module.parameters())
-        if tracks and not (any(parameter.requires_grad for parameter in own) if own else whole):
+    tracking = [module for module in model.modules() if getattr(module, "track_running_stats", False)]
+    whole = bool(tracking) and all(parameter.requires_grad for parameter in model.parameters())
+    for module in tracking:
+        own = list(module.parameters())
+        if not (any(parameter.requires_grad for parameter in own) if own else whole):
             module.eval()
 
 

@@ -4,6 +4,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -23,6 +24,33 @@ class Result:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
     return make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """A folder with a backdoored network's weights, clean and triggered images."""
+    import numpy as np
+    from safetensors.torch import save_file
+
+    from keylayers.recipes.image_attacks import Backdoor, make_victim, victim
+    from tests.recipes.images import watched
+
+    folder = tmp_path_factory.mktemp("vision")
+    task, attack = watched().task, {"kind": "patch", "strength": 1.0, "share": 0.3}
+    made = make_victim(folder, task=task.fields(), seed=0, attack=attack)
+    found = victim(folder, task, 0, Backdoor(**attack), made["file"])
+    save_file({name: value.contiguous() for name, value in found.model.state_dict().items()}, folder / "w.safetensors")
+    parts, bad = found.parts, found.attacked()
+    pixels = (bad.images * 255).round().byte().numpy()[:, 0]
+    clean = [parts.reference, parts.calibration]
+    np.savez(
+        folder / "clean.npz",
+        x=np.concatenate([one.pixels[:, 0] for one in clean]),
+        y=np.concatenate([one.labels for one in clean]),
+    )
+    np.savez(folder / "bad.npz", x=pixels, y=bad.labels.numpy())
+    np.savez(folder / "stream.npz", x=np.concatenate([parts.test.pixels[:60, 0], pixels[:40]]))
+    return folder
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`keylayers harden`, `cleanse`, `screen` as typed, on a backdoored network of digits, and on bad input."""
+"""`keylayers harden`, `cleanse`, `screen` and `score` as typed, on a backdoored network of digits."""
 
 import json
 
@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from keylayers.actions.screen import load_screen
 from keylayers.actions.screen_fit import fit_screen
-from keylayers.cli.vision import fraction
 from keylayers.criteria.feature_fragility import feature_fragility
 from keylayers.data.images import load_images
-from keylayers.errors import BadInput
 from keylayers.layers.suppressed import Suppressed
 from keylayers.measures.backdoor import predicted_classes
 from keylayers.measures.masking import sanity
@@ -21,41 +19,17 @@ from keylayers.models.digits import digits_resnet
 from keylayers.models.normalised import normalise_inside
 from keylayers.recipes import hardening, screening
 from keylayers.recipes.cleansing import TUNED
-from keylayers.recipes.image_attacks import Backdoor, make_victim, victim
 from keylayers.recipes.image_inputs import ImageInputs
 from keylayers.recipes.image_networks import load_network
 from keylayers.runs import file_sha256, progress
 from keylayers.scores import load_scores
 from keylayers.training.images import ImageTraining, train_images
-from tests.recipes.images import watched
-
-NO_SKIP = "tests.cli.test_vision:plain_network"
 
 
-def plain_network() -> torch.nn.Module:
-    """A network without a skip."""
-    return torch.nn.Sequential(torch.nn.Conv2d(1, 10, 8), torch.nn.Flatten())
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    """A folder with a backdoored network's weights, clean and triggered images."""
-    folder = tmp_path_factory.mktemp("vision")
-    task, attack = watched().task, {"kind": "patch", "strength": 1.0, "share": 0.3}
-    made = make_victim(folder, task=task.fields(), seed=0, attack=attack)
-    found = victim(folder, task, 0, Backdoor(**attack), made["file"])
-    save_file({name: value.contiguous() for name, value in found.model.state_dict().items()}, folder / "w.safetensors")
-    parts, bad = found.parts, found.attacked()
-    pixels = (bad.images * 255).round().byte().numpy()[:, 0]
-    clean = [parts.reference, parts.calibration]
-    np.savez(
-        folder / "clean.npz",
-        x=np.concatenate([one.pixels[:, 0] for one in clean]),
-        y=np.concatenate([one.labels for one in clean]),
-    )
-    np.savez(folder / "bad.npz", x=pixels, y=bad.labels.numpy())
-    np.savez(folder / "stream.npz", x=np.concatenate([parts.test.pixels[:60, 0], pixels[:40]]))
-    return folder
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Of the attacks that measure."""
+    monkeypatch.setattr(hardening, "TEST_STEPS", 2)
 
 
 def test_a_stream_is_screened_and_the_screen_can_be_used_again(cli, place, tmp_path):
@@ -202,14 +176,6 @@ def test_criteria_of_images_are_scored_and_their_scores_choose_what_is_hardened(
     assert set(names) == {layer.name for layer in scores.ranking()[:2]}
 
 
-def test_images_are_not_scored_by_what_is_learnt_from_texts_nor_texts_by_images(cli, place, tmp_path):
-    words = ("--model", "keylayers.models.digits:digits_resnet", "--data", place / "clean.npz")
-    done = cli("score", "learned_mask", *words, "--out", tmp_path / "run")
-    assert done.code == 2 and "holds images, and learned_mask needs what tuning changed" in done.err
-    done = cli("score", "feature_fragility", "--out", tmp_path / "other")
-    assert done.code == 2 and "feature_fragility takes images, and --data bundled:pirate holds none" in done.err
-
-
 @pytest.fixture(scope="module")
 def checkpoint(place):
     """A Hugging Face classifier of the same images, normalised by its preprocessor, in a folder as it is saved."""
@@ -287,7 +253,6 @@ def test_layers_are_chosen_and_checked_on_images_of_all_classes_of_a_sorted_file
 
     monkeypatch.setattr(hardening, "feature_fragility", choosing)
     monkeypatch.setattr(hardening, "sanity", checking)
-    monkeypatch.setattr(hardening, "TEST_STEPS", 1)
     done = cli(
         "harden", "--weights", place / "w.safetensors", "--data", tmp_path / "sorted.npz", "--eps", "0.1", "--steps",
         "1", "--epochs", "1", "--loss", "pgd-at", "--out", tmp_path / "run",
@@ -296,81 +261,6 @@ def test_layers_are_chosen_and_checked_on_images_of_all_classes_of_a_sorted_file
     assert {len(labels) for labels in seen["chosen"]} == {128} and {len(labels) for labels in seen["checked"]} == {100}
     for labels in (*seen["chosen"], *seen["checked"]):
         assert set(labels.tolist()) == set(range(10))
-
-
-def _damaged(place, tmp_path, **changes):
-    held = dict(np.load(place / "clean.npz"))
-    np.savez(tmp_path / "given.npz", **{**held, **{key: change(held) for key, change in changes.items()}})
-    return tmp_path / "given.npz"
-
-
-@pytest.mark.parametrize(
-    ("command", "changes", "said"),
-    [
-        ("cleanse", {"y": lambda held: np.where(held["y"] == 3, 4, held["y"])}, "class 3 has no image"),
-        ("cleanse", {"y": lambda held: held["y"] + 5}, "is out of range"),
-        ("cleanse", {"x": lambda held: np.repeat(held["x"][..., None], 3, 3)}, r"expected (batch, 1, height, width)"),
-        ("cleanse", {"x": lambda held: held["x"] / 255}, "expected uint8"),
-        ("cleanse", {"x": lambda held: held["x"][:-1]}, "expected one label per image"),
-        ("screen", {"y": lambda held: np.where(held["y"] == 3, 4, held["y"])}, "too few records in the reference"),
-        ("screen", {"x": lambda held: np.repeat(held["x"][..., None], 3, 3)}, "of (3, 8, 8) (channels, height, width)"),
-        ("harden", {"y": lambda held: held["y"] + 5}, "is out of range"),
-        ("harden", {"y": lambda held: np.where(held["y"] == 3, 4, held["y"])}, "class 3 has no image"),
-        ("screen", {"x": lambda held: np.pad(held["x"], ((0, 0), (2, 2), (2, 2)))}, "expected the same"),
-        ("harden", {"x": lambda held: np.repeat(held["x"][..., None], 3, 3)}, r"expected (batch, 1, height, width)"),
-    ],
-)
-def test_bad_images_are_told(cli, place, tmp_path, command, changes, said):
-    given = _damaged(place, tmp_path, **changes)
-    words = ["--weights", place / "w.safetensors", "--data" if command == "harden" else "--clean", given]
-    words += ["--data", place / "stream.npz"] if command == "screen" else []
-    done = cli(command, *words, "--out", tmp_path / "run")
-    assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("cleanse", "--model", NO_SKIP), "no skip"),
-        (("cleanse", "--skip", "layer9"), "unknown layer 'layer9'|layer9"),
-        (("cleanse", "--calibration", "oracle"), "unknown calibration 'oracle'"),
-        (("cleanse", "--attack-target", "1"), "--attacked and --attack-target go together"),
-        (("cleanse", "--factor", "2"), "expected 0 (removed) to 1"),
-        (("harden", "--eps", "eight"), "--eps eight: expected a radius such as 8/255"),
-        (("harden", "--steps", "0"), "attacks of 0 steps (--steps) move no image"),
-        (("harden", "--reselect", "-1"), "--reselect -1: expected epochs, or 0 for never"),
-        (("harden", "--model", "tests.cli.test_vision:plain_network"), "there is nothing to choose among"),
-        (("screen", "--model", "bundled:llama", "--data", "bundled:digits"), "is a model of texts"),
-        (("harden", "--epochs", "0"), "hardening for 0 epochs changes nothing"),
-        (("harden", "--batch-size", "0"), "expected at least 0 epochs, and 1 image in a batch"),
-        (("cleanse", "--lr", "-1"), "learning rate is -1.0: expected a number above 0"),
-        (("cleanse", "--epochs", "-3"), "-3 epochs in batches of 50"),
-        (("harden", "--eps", "8"), "expected a radius above 0 and at most 1"),
-        (("harden", "--loss", "pgd"), "unknown loss 'pgd'; did you mean 'pgd-at'"),
-        (("harden", "--select", "tob:5%"), "did you mean 'top'"),
-        (("screen", "--data", "absent.npz"), "absent.npz cannot be read as images"),
-        (("screen", "--data", "bundled:digits", "--alpha", "5"), "--alpha 5: expected the share of clean images"),
-    ],
-)
-def test_wrong_words_are_told(cli, tmp_path, words, said):
-    done = cli(*words, "--out", tmp_path / "run")
-    assert done.code == 2 and any(part in done.err for part in said.split("|")), done.err
-    assert "Traceback" not in done.err
-
-
-@pytest.mark.parametrize(
-    ("target", "labels", "said"),
-    [(1, 1, "all 20 labels are 1, the class that the trigger brings"), (99, 2, "the target class is 99; expected 0")],
-)
-def test_attacked_images_are_looked_at_before_the_work(cli, place, tmp_path, target, labels, said):
-    """With the labels that the attacker put there, success would be the mean of nothing; of a class that there is not,
-    0."""
-    np.savez(tmp_path / "bad.npz", x=np.load(place / "bad.npz")["x"][:20], y=np.full(20, labels))
-    done = cli(
-        "cleanse", "--weights", place / "w.safetensors", "--clean", place / "clean.npz", "--out", tmp_path / "run",
-        "--attacked", tmp_path / "bad.npz", "--attack-target", target,
-    )  # fmt: skip
-    assert done.code == 2 and said in done.err and not (tmp_path / "run" / "cleansed.safetensors").exists(), done.err
 
 
 def backwards() -> torch.nn.Module:
@@ -417,9 +307,3 @@ def test_by_tau_all_clean_images_are_the_reference(cli, place, tmp_path, monkeyp
     words = ("--weights", place / "w.safetensors", "--clean", place / "clean.npz", "--data", place / "stream.npz")
     done = cli("screen", *words, "--tau", "2.5", "--layers", "blocks:2", "--out", tmp_path / "run")
     assert done.code == 0 and seen == [(len(np.load(place / "clean.npz")["y"]), None)], done.err
-
-
-def test_a_radius_is_a_fraction_or_a_number():
-    assert fraction("8/255", "--eps") == pytest.approx(8 / 255) and fraction("0.03", "--eps") == 0.03
-    with pytest.raises(BadInput, match="--eps 8/0"):
-        fraction("8/0", "--eps")

@@ -27,7 +27,7 @@ def batches(count: int, size: int, seed: int) -> Sequence[dict[str, torch.Tensor
 
 
 def test_path_integral_finds_the_useful_layers_in_five_of_five_plantings(toy: nn.Module) -> None:
-    found, truths = study(toy, batches(100, 32, 7), batches(4, 64, 8), SETTINGS, plantings=5, arms=ARMS)
+    found, truths = study(toy, batches(100, 16, 7), batches(4, 32, 8), SETTINGS, plantings=5, arms=ARMS)
     print("\n".join(table(found, truths, SETTINGS)))
     for truth in truths:  # the premise: what is called useful is, and what is called noise is not
         assert truth.losses["useful alone"] < 0.8 * truth.losses["base"]

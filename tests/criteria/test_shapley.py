@@ -61,12 +61,12 @@ def test_sampling_tends_to_the_exact_values_and_the_intervals_hold_them() -> Non
     exact = shapley(evidence, layers, Shapley(permutations=24)).values
     assert exact.argmax() == 2
     held = []
-    for seed in range(20):
+    for seed in range(12):
         sampled = shapley(evidence, layers, Shapley(permutations=12, seed=seed))
         low, high = sampled.interval().T
         held += ((low <= exact + 1e-12) & (exact <= high + 1e-12)).tolist()
     assert np.mean(held) > 0.85  # of 95 % intervals
-    again = shapley(evidence, layers, Shapley(permutations=12, seed=19))
+    again = shapley(evidence, layers, Shapley(permutations=12, seed=11))
     assert again.values.tolist() == sampled.values.tolist()
 
 

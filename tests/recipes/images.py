@@ -4,17 +4,25 @@ from pathlib import Path
 
 import numpy as np
 
+from keylayers.models.digits import DigitsResNet
 from keylayers.recipes.image_attacks import Backdoor
 from keylayers.recipes.image_tasks import ImageTask
 from keylayers.recipes.lfa import Watched
 from keylayers.training.images import ImageTraining
 
+LITTLE = "tests.recipes.images:little_resnet"
+"""A network with a skip of each kind, for tests that train many."""
 SIZES = {"train": 400, "reference": 120, "calibration": 60, "test": 120}
 
 
-def watched(seeds: int = 2, **attacks: Backdoor) -> Watched:
+def little_resnet() -> DigitsResNet:
+    """Three blocks, 0.01 M parameters: an identity and two projections."""
+    return DigitsResNet(blocks=1, widths=(8, 12, 16))
+
+
+def watched(seeds: int = 2, network: str = ImageTask.network, **attacks: Backdoor) -> Watched:
     """Two seeds and a patch, unless other attacks are given."""
-    task = ImageTask("small digits", sizes=SIZES, training=ImageTraining(epochs=6, batch_size=50))
+    task = ImageTask("small digits", network=network, sizes=SIZES, training=ImageTraining(epochs=6, batch_size=50))
     return Watched(task, attacks or {"patch": Backdoor("patch", share=0.3)}, seeds)
 
 

@@ -20,7 +20,7 @@ from keylayers.runs import open_run
 from keylayers.scores import Selection
 from keylayers.studies.pages import page
 from keylayers.training.images import ImageTraining
-from tests.recipes.images import cifar_like
+from tests.recipes.images import LITTLE, cifar_like
 
 PLAN = Plan(0.1, 1, start_epochs=2, epochs=2, every=1, share=0.05, learning_rate=0.05, test_steps=2)
 
@@ -29,7 +29,9 @@ PLAN = Plan(0.1, 1, start_epochs=2, epochs=2, every=1, share=0.05, learning_rate
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clat")
     sizes = {"train": 150, "reference": 1, "calibration": 40, "test": 60}
-    asked = Hardening(ImageTask("few digits", sizes=sizes, training=ImageTraining(batch_size=50)), PLAN, 2)
+    asked = Hardening(
+        ImageTask("few digits", network=LITTLE, sizes=sizes, training=ImageTraining(batch_size=50)), PLAN, 2
+    )
     with open_run(folder, "study", {}) as run:
         (results,) = list(reproduce(Scale((asked,)), run, processes=1))
     return results[0], folder
