@@ -17,6 +17,8 @@ ATTACKS := --no-deps torchattacks==3.5.1
 
 export PYTHONUNBUFFERED = 1
 export TOKENIZERS_PARALLELISM = false
+# Many tests start processes, each of which would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo test check bench screenshots clean
 .DEFAULT_GOAL := help

@@ -21,7 +21,7 @@ from keylayers.layers.capture import first_tensor, hidden_input
 from keylayers.layers.intervene import replaced
 from keylayers.layers.layer import Layer
 from keylayers.layers.placing import swapped
-from keylayers.layers.structure import logical_shape, module_named, parameters_of, uncompiled, walk
+from keylayers.layers.structure import logical_shape, modules_named, parameters_of, uncompiled, walk
 
 Fill = Callable[[str, Tensor], Tensor]
 """(module, its contribution as computed) -> what stands in for it, of the same shape."""
@@ -133,9 +133,9 @@ def contributions(model: nn.Module, layers: Iterable[Layer], see: Callable[[str,
 
     with ExitStack() as stack:
         stack.enter_context(uncompiled(model))
-        for name in dict.fromkeys([*blocks, *(name for where in places for name in where.modules)]):
-            hook = module_named(model, name).register_forward_hook(hook_for(name), with_kwargs=True)
-            stack.callback(hook.remove)
+        names = list(dict.fromkeys([*blocks, *(name for where in places for name in where.modules)]))
+        for name, module in zip(names, modules_named(model, names), strict=True):
+            stack.callback(module.register_forward_hook(hook_for(name), with_kwargs=True).remove)
         yield model
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from keylayers.errors import BadInput
 from keylayers.layers.capture import first_tensor, hidden_input
 from keylayers.layers.layer import Layer
-from keylayers.layers.structure import module_named, uncompiled
+from keylayers.layers.structure import modules_named, uncompiled
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """(hidden states in, hidden states out) -> the hidden states that leave instead."""
@@ -36,10 +36,10 @@ def replaced(model: nn.Module, changes: Mapping[str, Change]) -> Iterator[nn.Mod
 
         return hook
 
-    modules = [(name, module_named(model, name), change) for name, change in changes.items()]
+    modules = modules_named(model, list(changes))
     with ExitStack() as stack:
         stack.enter_context(uncompiled(model))
-        for name, module, change in modules:
+        for (name, change), module in zip(changes.items(), modules, strict=True):
             stack.callback(module.register_forward_hook(hook_for(name, change), with_kwargs=True).remove)
         yield model
 

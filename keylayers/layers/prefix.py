@@ -11,7 +11,7 @@ from keylayers.layers.blocks import find_blocks
 from keylayers.layers.capture import first_tensor, hidden_input
 from keylayers.layers.intervene import with_first
 from keylayers.layers.layer import Layer
-from keylayers.layers.structure import module_named, uncompiled, walk
+from keylayers.layers.structure import modules_named, uncompiled, walk
 
 
 class BlockOutputs(dict[int, object]):
@@ -43,12 +43,12 @@ def block_outputs(model: nn.Module, *, calls: bool = True) -> Iterator[BlockOutp
                     outputs.below[name] = next(index for index in count() if index not in outputs)
 
             stack.callback(node.module.register_forward_pre_hook(note).remove)
-        for index, name in enumerate(find_blocks(model)):
+        for index, block in enumerate(modules_named(model, find_blocks(model))):
 
             def keep(module: nn.Module, args: object, output: object, index: int = index) -> None:
                 outputs[index] = output
 
-            stack.callback(module_named(model, name).register_forward_hook(keep).remove)
+            stack.callback(block.register_forward_hook(keep).remove)
         yield outputs
 
 
@@ -61,10 +61,10 @@ def resumed(model: nn.Module, outputs: BlockOutputs, block: int | None) -> Itera
     """
     with ExitStack() as stack:
         stack.enter_context(uncompiled(model))
-        for index, name in enumerate(find_blocks(model)):
+        for index, module in enumerate(modules_named(model, find_blocks(model))):
             if (block is None or index < block) and index in outputs:
                 kept = outputs[index]
-                stack.enter_context(_answering(module_named(model, name), lambda *args, kept=kept, **kwargs: kept))
+                stack.enter_context(_answering(module, lambda *args, kept=kept, **kwargs: kept))
         yield model
 
 
@@ -97,8 +97,8 @@ def bypassed(
 
     with ExitStack() as stack:
         stack.enter_context(uncompiled(model))
-        for index in added:
-            stack.enter_context(_answering(module_named(model, names[index]), answer_of(index)))
+        for index, module in zip(added, modules_named(model, [names[index] for index in added]), strict=True):
+            stack.enter_context(_answering(module, answer_of(index)))
         yield model
 
 

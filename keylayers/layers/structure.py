@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,12 @@ from keylayers.errors import BadInput, UnknownName
 # Attributes under which wrappers keep the module they wrap: peft layers, activation checkpointing, FSDP1,
 # torch.compile, peft's modules_to_save.
 INNER = ("base_layer", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "original_module")
+_INNER = frozenset(INNER)
 _WRAPPED = re.compile(rf"(^|\.)({'|'.join(INNER)})(?=\.|$)")
 _PREFIX = re.compile(r"^(base_model\.model\.|module\.)+")
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """A module at its unwrapped name; `module` answers calls, `inner` owns the parameters."""
 
     name: str
@@ -47,23 +47,26 @@ def canonical_name(name: str) -> str:
 
 def walk(model: nn.Module) -> Iterator[Node]:
     """Every module once per place, parents first, in ownership order; adapters are passed over."""
-    yield from _walk("", unwrap(model))
-
-
-def _walk(name: str, module: nn.Module) -> Iterator[Node]:
-    inner = inner_module(module)
-    yield Node(name, module, inner)
-    for child, submodule in inner.named_children():
-        yield from _walk(f"{name}.{child}" if name else child, submodule)
+    left = [("", unwrap(model))]
+    while left:
+        name, module = left.pop()
+        inner = inner_module(module)
+        yield Node(name, module, inner)
+        own: dict[nn.Module, str] = {}  # what `named_children` gives, at half its price: every pass asks for this walk
+        for child, below in inner._modules.items():
+            if below is not None:
+                own.setdefault(below, child)
+        left += [(f"{name}.{child}" if name else child, below) for below, child in reversed(own.items())]
 
 
 def inner_module(module: nn.Module) -> nn.Module:
     """The module that owns the parameters, behind any number of wrappers."""
-    while True:
+    while not _INNER.isdisjoint(module._modules):
         held = next((module._modules[key] for key in INNER if module._modules.get(key) is not None), None)
         if held is None:
-            return module
+            break
         module = held
+    return module
 
 
 def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import pickle
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,6 +91,10 @@ def shared(name: str, kind: str) -> Evidence:
     return evidence
 
 
+def needs(criterion: str) -> frozenset[str]:
+    return criteria.get(criterion).needs
+
+
 def score(criterion: str, evidence: Evidence) -> LayerScores:
     return criteria.get(criterion)(evidence, asked(criterion, evidence), SETTINGS.get(criterion))
 
@@ -110,7 +115,7 @@ class State:
     hooks: dict[str, tuple[int, ...]]
     own: dict[str, frozenset[str]]
     """Attributes on each module itself: a `forward` put on the instance would show."""
-    generators: tuple[bytes, str, str]
+    generators: tuple[bytes, bytes, str]
 
     @classmethod
     def of(cls, model: nn.Module) -> "State":
@@ -124,7 +129,7 @@ class State:
             {name: one.training for name, one in modules.items()},
             {name: tuple(len(getattr(one, kind)) for kind in kinds) for name, one in modules.items()},
             {name: frozenset(vars(one)) for name, one in modules.items()},
-            (torch.get_rng_state().numpy().tobytes(), repr(np.random.get_state()), repr(random.getstate())),
+            (torch.get_rng_state().numpy().tobytes(), pickle.dumps(np.random.get_state()), repr(random.getstate())),
         )
 
     def assert_same(self, later: "State", registers_anew: bool = False) -> None:
@@ -160,8 +165,10 @@ def stopping(evidence: Evidence, after: int) -> Evidence:
     return replace(evidence, loss=loss)
 
 
-@pytest.mark.parametrize("criterion", criteria.CRITERIA)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "criterion"),
+    [(kind, name) for name in criteria.CRITERIA for kind in KINDS if kind == "dense" or "deltas" in needs(name)],
+)  # changes are nothing to a criterion that needs none
 @pytest.mark.parametrize("name", tiny_models.ALL)
 def test_scores_are_sound_and_the_model_is_left_as_it_was(name: str, kind: str, criterion: str, tmp_path: Path) -> None:
     evidence = shared(name, kind)
