@@ -12,6 +12,7 @@ import torch
 from benchmarks.interleaved import cpu_ratios, cpu_seconds
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
+from keylayers.layers.prefix import BlockOutputs, resumed
 from keylayers.scores import LayerScores, agreement
 
 OPTIONS = ", ".join(f"option{index}: int = typer.Option({index}, help='A word.')" for index in range(20))
@@ -25,8 +26,8 @@ app(args=["--help"])
 LIBRARIES = "import numpy, scipy.stats"
 HELP, COMPARE, NAMES = 2.5, 0.2, 1.0
 """Most CPU time: of a help text in those of a typer program of one command with twenty options; of comparing two
-rankings of a thousand layers in those of importing scipy for it; of naming 561 layers in those of building their model
-without weights."""
+rankings of a thousand layers in those of importing scipy for it; of naming 561 layers, and of preparing a pass, in
+those of building their model without weights."""
 REPETITIONS = 5
 KEYLAYERS = ("-m", "keylayers")
 
@@ -74,7 +75,7 @@ def of_comparing() -> Times:
 
 
 def of_naming() -> Times:
-    """Building Llama-3-70B's shapes, then listing its layers."""
+    """Building Llama-3-70B's shapes; listing its layers; preparing a pass of which 70 blocks are kept."""
     import transformers as hf
 
     config = hf.LlamaConfig(
@@ -85,10 +86,17 @@ def of_naming() -> Times:
         with torch.device("meta"):
             return hf.LlamaForCausalLM(config)
 
-    model = built()
+    model, kept = built(), BlockOutputs()
+    kept.update(dict.fromkeys(range(80)))
+
+    def prepared() -> None:
+        with resumed(model, kept, 70):
+            pass
+
     ways: dict[str, Callable[[], object]] = {
         "building Llama-70B without weights": built,
         "naming its 561 layers": lambda: named_layers(model),
+        "preparing a pass that resumes at block 70": prepared,
     }
     return cpu_seconds(ways, REPETITIONS)
 

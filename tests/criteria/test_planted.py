@@ -13,7 +13,7 @@ from keylayers.layers.structure import parameters_of
 from tests import tiny_models
 from tests.criteria.examples import batches_of
 
-SETTINGS = Planting()
+SETTINGS = Planting(steps=60)
 ARMS = ("path_integral, 8 points", "path_integral, 1 point", "delta_norm", "random")
 
 

@@ -59,7 +59,7 @@ def study(task, tmp_path_factory):
         all_rates=Rates((1e-2, 3e-2), seeds=2),
         rates=Rates((2e-2,), seeds=2),  # all layers choose one of two
         ways=WAYS,
-        matched=WAYS[:2],
+        matched=("midpoint",),
     )
     scale = dataclasses.replace(scale, **dict.fromkeys(PARTS))
     with open_run(folder, "study", {}) as run:
