@@ -24,6 +24,8 @@ LIMIT = 1.3
 """Most that screening may cost, in bare forwards."""
 GROWTH = 2.0
 """MiB that the peak may grow with the stream: less than the features of one batch at one of the blocks it sees."""
+PROCESSES = 5
+"""In some the allocator takes a few MiB more, however long the stream."""
 NOTICED = 10.0
 """MiB that keeping all features must show; else the measurement sees nothing, and a small figure would say nothing."""
 
@@ -99,10 +101,11 @@ def table(repetitions: int = 5) -> tuple[list[str], bool]:
     model = make_model()
     made = ways(model)
     times = cpu_seconds(made, repetitions)
-    more, kept = grown(SCREEN), grown(KEEP)
+    more, kept = sorted(grown(SCREEN) for _ in range(PROCESSES)), grown(KEEP)
     lines = [
         f"ResNet-20, {BATCHES} batches of {BATCH} images of 32 x 32, {CLASSES} classes, features flattened, fp32; CPU "
-        f"seconds of one thread. Peak memory of a stream {LONGER} times as long: {more:+.1f} MiB (allowed {GROWTH}); "
+        f"seconds of one thread. Peak memory of a stream {LONGER} times as long: {statistics.median(more):+.1f} MiB "
+        f"({more[0]:+.1f} to {more[-1]:+.1f} in {PROCESSES} processes; median allowed {GROWTH}); "
         f"with its features kept, as released: {kept:+.0f} MiB (must show: {NOTICED:.0f} or more).",
         "",
         "| pass over the stream | seconds | of bare forwards (min, max) | allowed |",
@@ -115,7 +118,7 @@ def table(repetitions: int = 5) -> tuple[list[str], bool]:
         allowed = f"<= {LIMIT}" if name == SCREENED else ""
         seconds, spread = statistics.median(times[name]), f"{ratios[0]:.2f}, {ratios[-1]:.2f}"
         lines.append(f"| {name} | {seconds:.2f} | {middles[name]:.2f} ({spread}) | {allowed} |")
-    return lines, middles[SCREENED] <= LIMIT and more <= GROWTH and kept >= NOTICED
+    return lines, middles[SCREENED] <= LIMIT and statistics.median(more) <= GROWTH and kept >= NOTICED
 
 
 if __name__ == "__main__":
