@@ -66,7 +66,7 @@ def ways() -> dict[str, Callable[[], object]]:
     }
 
 
-def table(repetitions: int = 3) -> tuple[list[str], bool]:
+def table(repetitions: int = 7) -> tuple[list[str], bool]:
     """Markdown lines, and whether the limits hold."""
     torch.set_num_threads(1)
     made = ways()
