@@ -31,7 +31,11 @@ Scope = Literal["stage", "block", "all"]
 
 @dataclass(frozen=True)
 class Cleanse:
-    """How a model is cleansed."""
+    """How a model is cleansed.
+
+    Raises:
+        BadInput: for a factor outside [0, 1]. UnknownName: for another scope.
+    """
 
     factor: float = 0.0
     """Of the selected skips: f(x) + factor * x; 0 removes them, 1 leaves fine-tuning alone."""
@@ -109,9 +113,9 @@ def cleanse(
     which the same call on the same network goes on.
 
     Raises:
-        BadInput: for a network without skips, labels out of range, a class without an image, a factor outside [0, 1],
-            or folding an identity. BadSelection: if what is selected is no skip of this network. UnknownName: for
-            another scope. Diverged: if a loss is not finite. KeylayersError: if anything else changed.
+        BadInput: for a network without skips, labels out of range, a class without an image, or folding an identity.
+            BadSelection: if what is selected is no skip of this network. Diverged: if a loss is not finite.
+            KeylayersError: if anything else changed.
     """
     # deviates: the released code trains the projection it has silenced (which only decays it) and lets batch norms of
     # frozen stages follow the data; here neither. Its 10 epochs at 0.01
