@@ -10,7 +10,7 @@ from torch import Tensor
 from keylayers.data.tokenise import IGNORED, Examples
 from keylayers.errors import BadInput
 
-_POOL = 50  # batches' worth of shuffled examples that are sorted by length together
+_POOL = 50  # batches' worth of shuffled examples, at most, that are sorted by length together
 
 
 def collate(examples: Examples, pad_id: int | None = None) -> dict[str, Int[Tensor, "batch seq"]]:
@@ -44,8 +44,8 @@ def batch_indices(
 ) -> list[list[int]]:
     """Which examples share a batch: every index once, the same for the same lengths and seed.
 
-    With `by_length`, like lengths go together, which saves padding: over the whole where the order is fixed, within
-    pools of 50 batches where it is shuffled, so that what is learnt together still differs between seeds.
+    With `by_length`, like lengths go together, which saves padding: over the whole where the order is fixed, within two
+    or more pools of at most 50 batches where it is shuffled, so that what is learnt together differs between seeds.
     """
     if size < 1:
         raise BadInput(f"batch size {size}: expected at least 1")
@@ -54,13 +54,29 @@ def batch_indices(
     if shuffle:
         shuffler.shuffle(order)
     if by_length:
-        pool = size * _POOL if shuffle else max(1, len(order))
-        pools = [order[at : at + pool] for at in range(0, len(order), pool)]
+        halved = -(-len(order) // (2 * size))  # one pool alone would put the same examples together every time
+        pool = size * min(_POOL, halved) if shuffle else len(order)
+        pools = [order[at : at + pool] for at in range(0, len(order), max(1, pool))]
         order = [place for some in pools for place in sorted(some, key=lambda place: lengths[place])]
     chosen = [order[at : at + size] for at in range(0, len(order), size)]
     if shuffle:
         shuffler.shuffle(chosen)
     return chosen
+
+
+def epoch_order(lengths: Sequence[int], size: int, *, seed: int, epoch: int) -> list[int]:
+    """An epoch of training: every example once, so that each `size` in a row are of like length.
+
+    Groups and their order are drawn anew by seed and epoch. What fills no whole group is drawn by lot, not by length,
+    and comes last.
+    """
+    order = list(range(len(lengths)))
+    drawn = seed * 1_000_003 + epoch
+    random.Random(drawn).shuffle(order)
+    odd = len(order) % size
+    rest, whole = order[:odd], order[odd:]
+    groups = batch_indices([lengths[index] for index in whole], size, seed=drawn)
+    return [whole[index] for group in groups for index in group] + rest
 
 
 def supervised_tokens(batch: Mapping[str, Tensor]) -> int:

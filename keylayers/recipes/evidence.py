@@ -98,9 +98,9 @@ def deltas_for(
                 training=request.stage_one,
                 report=report,
             )
-    run.part(
-        STAGE_ONE, lambda: {"losses": list(log.losses), "train_seconds": log.seconds, "peak_bytes": log.peak_bytes}
-    )
+    kept = {"losses": list(log.losses), "train_seconds": log.seconds, "peak_bytes": log.peak_bytes}
+    run.part(STAGE_ONE, lambda: {**kept, "padding": log.padding})
+    note(f"stage 1: {log.padding:.2f} tokens computed for each real one")
     forget(stored)
     return deltas
 

@@ -97,7 +97,7 @@ def learn_until_settled(
         report=report,
     )
     found = run.part(SETTLING, lambda: watch.summary(step))
-    return deltas, TrainLog(log.losses, found["train_seconds"], log.peak_bytes)
+    return deltas, TrainLog(log.losses, found["train_seconds"], log.peak_bytes, log.padding)
 
 
 @dataclass

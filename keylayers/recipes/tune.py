@@ -192,6 +192,8 @@ class _Work:
             report=report,
             announce=(lambda plan: note(f"{policy}: {plan}")) if seed == 0 else None,
         )
+        if seed == 0:
+            note(f"{policy}: {tuned.log.padding:.2f} tokens computed for each real one")
         held_out = example_losses(tuned.model, self.data.test)
         if policy == request.select and seed == 0:
             _store(tuned.model, loaded.tokenizer, request.settings.method, folder / "tuned")
@@ -202,6 +204,7 @@ class _Work:
             "train_losses": list(tuned.log.losses),
             "seconds": tuned.log.seconds,
             "peak_bytes": tuned.log.peak_bytes,
+            "padding": tuned.log.padding,
             "trainable": tuned.forecast.trainable,
             "size_share": selection.share_of_parameters,
             "layers": list(selection.names),

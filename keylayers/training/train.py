@@ -17,6 +17,7 @@ from keylayers.data.tokenise import Examples
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.layers.structure import unwrap
 from keylayers.training.memory import peak_bytes, reset_peak
+from keylayers.training.sampling import LikeLengths, padding
 from keylayers.training.states import load_tensors, newest_whole, read_history, save_tensors, seal
 
 Report = Callable[[int, int, float], None]
@@ -74,6 +75,8 @@ class TrainLog:
     """Of this process alone."""
     peak_bytes: int
     """Most memory held: of the accelerator, or of the whole process on a CPU."""
+    padding: float = 1.0
+    """Tokens computed for each real one."""
 
 
 def train(
@@ -87,9 +90,11 @@ def train(
 ) -> TrainLog:
     """Trains whatever parameters of the model ask for gradients, in place; resumes where `folder` holds a state.
 
-    The optimiser is made once, from what asks for gradients now: what asks later does not train. `before_step` is
-    called before every step with the number of steps done; what it freezes stands still until it is thawed. Batch norms
-    whose parameters are frozen keep their running statistics. The model comes back in eval mode.
+    Examples of like length share a step, which saves padding: each once per epoch, in groups and an order drawn anew by
+    the seed; a step's loss is the mean over its own tokens. The optimiser is made once, from what asks for gradients
+    now: what asks later does not train. `before_step` is called before every step with the number of steps done; what
+    it freezes stands still until it is thawed. Batch norms whose parameters are frozen keep their running statistics.
+    The model comes back in eval mode.
 
     Raises:
         Diverged: at the first loss that is not finite, or if the last step left such a weight; names the step.
@@ -116,7 +121,8 @@ def train(
         seconds = time.perf_counter() - start
     _require_finite_weights(model, settings)
     losses = tuple(entry["loss"] for entry in history if "loss" in entry)
-    return TrainLog(losses, seconds, peak_bytes())
+    lengths, shape = _lengths(examples), (settings.batch_size, settings.accumulate, settings.last_step)
+    return TrainLog(losses, seconds, peak_bytes(), round(padding(lengths, *shape, settings.seed), 4))
 
 
 def hold_statistics(model: nn.Module) -> None:
@@ -175,6 +181,9 @@ def _trainer(
                 seal(place / f"checkpoint-{state.global_step}")
 
     class Watched(Trainer):
+        def _get_train_sampler(self, train_dataset: Any = None) -> LikeLengths:
+            return LikeLengths(_lengths(examples), settings.batch_size * settings.accumulate, settings.seed)
+
         def compute_loss(self, model: nn.Module, inputs: dict, *args: Any, **options: Any) -> Any:
             hold_statistics(model)
             value = super().compute_loss(model, inputs, *args, **options)
@@ -237,6 +246,10 @@ def _trainer(
     for callback in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(callback)
     return trainer
+
+
+def _lengths(examples: Examples) -> list[int]:
+    return [len(ids) for ids in examples.input_ids]
 
 
 def _collate(rows: list[dict[str, list[int]]], examples: Examples) -> dict[str, Tensor]:

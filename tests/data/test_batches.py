@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keylayers.data.batches import batch_indices, batches, collate, supervised_tokens
+from keylayers.data.batches import batch_indices, batches, collate, epoch_order, supervised_tokens
 from keylayers.data.tokenise import IGNORED, Examples, TruncationReport
 from keylayers.errors import BadInput
 
@@ -78,3 +78,20 @@ def test_shuffled_batches_mix_differently_between_seeds() -> None:
 def test_impossible_size() -> None:
     with pytest.raises(BadInput, match="batch size 0"):
         batches(some([1]), 0)
+
+
+@given(lengths=st.lists(st.integers(1, 30), max_size=40), size=st.integers(1, 9), epoch=st.integers(0, 3))
+def test_an_epoch_holds_every_example_once_in_groups_drawn_anew(lengths: Any, size: int, epoch: int) -> None:
+    order = epoch_order(lengths, size, seed=1, epoch=epoch)
+    assert sorted(order) == list(range(len(lengths)))
+    assert order == epoch_order(lengths, size, seed=1, epoch=epoch)
+
+
+def test_epochs_group_anew_and_favour_no_length_early_late_or_in_the_rest() -> None:
+    lengths = list(range(1, 43))
+    epochs = [epoch_order(lengths, 4, seed=0, epoch=epoch) for epoch in range(400)]
+    together = [{frozenset(order[at : at + 4]) for at in range(0, 40, 4)} for order in epochs[:2]]
+    assert len(together[0] & together[1]) <= 1
+    for part in (slice(0, 4), slice(20, 24), slice(36, 40), slice(40, 42)):
+        mean = sum(lengths[index] for order in epochs for index in order[part]) / (400 * len(epochs[0][part]))
+        assert abs(mean - 21.5) < 2.5  # of the numbers 1 to 42; four standard errors of 400 groups of like length

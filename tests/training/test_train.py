@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from keylayers.actions.tuning import tuning_only
+from keylayers.data.tokenise import Examples
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.training.states import forget
 from keylayers.training.train import TrainSettings, hold_statistics, train
@@ -57,6 +58,42 @@ def test_a_run_interrupted_by_an_exception_resumes_bit_for_bit(name, tmp_path):
     resumed, resumed_log = trained(tmp_path, name=name)
     assert same(whole, resumed)
     assert resumed_log.losses == log.losses
+
+
+def uneven(count: int = 14) -> Examples:
+    """Examples of 3 to 30 tokens, each of a length of its own; what is short is not what comes first."""
+    each = [examples(1, 3 + 2 * ((5 * at) % count), seed=at) for at in range(count)]
+    ids, labels = (tuple(getattr(some, name)[0] for some in each) for name in ("input_ids", "labels"))
+    return Examples(ids, labels, ("",) * count, 0, each[0].report)
+
+
+class Watched(nn.Module):
+    """Keeps the shape of every batch it sees, and which lengths are in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.seen = nn.Parameter(torch.zeros(96)), []
+
+    def forward(self, input_ids, attention_mask, labels):
+        self.seen.append((tuple(input_ids.shape), tuple(attention_mask.sum(1).tolist())))
+        return {"loss": self.weight[input_ids].mean()}
+
+
+def test_like_lengths_share_a_step_once_an_epoch_also_where_a_training_resumes(tmp_path):
+    settings = dataclasses.replace(SHORT, steps=11)  # epochs of four steps: three whole ones and the rest
+    whole, interrupted, resumed = Watched(), Watched(), Watched()
+    log = train(whole, uneven(), settings)
+    shapes, lengths = zip(*whole.seen, strict=True)
+    for epoch in (0, 4):
+        each = sorted(length for some in lengths[epoch : epoch + 4] for length in some)
+        assert each == sorted(map(len, uneven().input_ids))
+    assert len(set(lengths)) > 7, "groups are drawn anew"
+    computed, real = sum(rows * columns for rows, columns in shapes), sum(map(sum, lengths))
+    assert log.padding == pytest.approx(computed / real, abs=1e-4) and 1 < log.padding < 1.4
+    with pytest.raises(Stop):
+        train(interrupted, uneven(), settings, folder=tmp_path, report=stopping_at(7))
+    train(resumed, uneven(), settings, folder=tmp_path)
+    assert resumed.seen == whole.seen[6:]
 
 
 @pytest.mark.parametrize("steps", [6, 4])  # the end of an epoch of 3 steps, and the middle of one
