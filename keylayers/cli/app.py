@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from keylayers.cli import acting, choosing, measuring
+from keylayers.cli.spelling import Spoken
 from keylayers.exports import TARGETS
 
 COMMANDS: tuple[Callable[..., None], ...] = (
@@ -41,7 +42,7 @@ app = typer.Typer(
     help="Find which layers of a model matter for your data, and train only those.",
 )
 for command in COMMANDS:
-    app.command(epilog=EPILOGS.get(command))(command)
+    app.command(cls=Spoken, epilog=EPILOGS.get(command))(command)
 
 
 @app.callback(invoke_without_command=True)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sized
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from keylayers.errors import worded
+
 if TYPE_CHECKING:
     import rich.progress
 
@@ -93,8 +95,8 @@ class progress(Generic[Item]):
 
 
 def note(text: str) -> None:
-    """Prints a line on standard error, above the bars if any are shown."""
-    _say(text)
+    """Prints a line on standard error, above the bars if any are shown; settings are spelled as errors spell them."""
+    _say(worded(text))
 
 
 def spoken(seconds: float) -> str:
