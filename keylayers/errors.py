@@ -1,7 +1,7 @@
 """The errors users see: what was given, what was expected, what to do, spelled as the user typed it.
 
 A message names a setting between backticks: `batch_size`, `dtype=float32`, `settings.position=mean`. Python users read
-it so; a command, while it runs, spells it as its own flag (`spelled`), and leaves out advice that takes a flag it lacks.
+it so; a command, while it runs, spells it as its own flag (`spelled`), leaving out advice that takes a flag it lacks.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 Spelling = Callable[[str, str | None], str | None]
-"""(name of a setting, value or None) -> how whoever reads the message types it; None: it cannot be set, or is already."""
+"""(name of a setting, value or None) -> what the reader of the message types; None: it cannot be set, or is already."""
 
 SETTING = re.compile(r"`([a-z_]+(?:\.[a-z_]+)?)(?:=([^`]*))?`")
 _spelling: ContextVar[Spelling | None] = ContextVar("spelling", default=None)
@@ -19,7 +19,7 @@ _spelling: ContextVar[Spelling | None] = ContextVar("spelling", default=None)
 
 @contextmanager
 def spelled(spelling: Spelling) -> Iterator[None]:
-    """While it lasts, messages name settings as `spelling` does; an error that leaves it keeps the words it has then."""
+    """While it lasts, messages name settings as `spelling` does; an error that leaves keeps the words it has then."""
     token = _spelling.set(spelling)
     try:
         yield
