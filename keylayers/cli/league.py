@@ -83,7 +83,7 @@ def _league(options: Mapping[str, Any], budgets: tuple[float, ...]) -> Any:
         tuple(entrants) or tuple(ENTRANTS),
         budgets,
         options["seeds"],
-        Rates(rates, min(2, options["seeds"])),
+        Rates(rates),
     )
 
 

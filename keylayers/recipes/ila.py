@@ -75,7 +75,7 @@ def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[Stud
 def _task(task: Task, scale: Scale, desk: Desk) -> TaskResults:
     seeds = range(scale.seeds)
     before = desk.ask(task, "before", [{}])[0]
-    rate = full_rate(desk, task, scale.all_rates)
+    rate = full_rate(desk, task, scale.all_rates, scale.seeds)
     found = rankings(desk, task, {name: WAYS[name] for name in scale.ways}, seeds, rate)
     arms = arms_of(found.scores, scale)
     sets = {name: arm.names for name, arm in arms.items()}

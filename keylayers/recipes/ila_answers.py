@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keylayers.recipes.blow_ups import noted, with_rate
 from keylayers.recipes.ila_frugal import EARLY, SHORT, WHOLE, Chosen
 from keylayers.recipes.ila_reasoning import Answered
 from keylayers.recipes.ila_sweeps import Swept
@@ -35,6 +36,7 @@ def sweep_table(swept: Swept) -> Table:
         f"Gain: share of the drop from {swept.before:.3f} to {np.mean(swept.losses[ALL, 1.0]):.3f} nats that training "
         "all layers brings; differences in nats, negative is better; 95 %, paired by seed; rates chosen per arm on "
         "calibration records. The paper freezes about 25 %, tunes 10 to 30 %, and with QLoRA 30 to 75 %.",
+        *noted(swept.blew_up),
     )
     return Table(f"How many layers, {swept.task.name}, {where}", columns, tuple(rows), notes)
 
@@ -81,7 +83,9 @@ def frugal_table(chosen: Sequence[Chosen]) -> Table:
         "task", "layers chosen by", "cost / one full training", "Spearman with the whole procedure, other seeds",
         "Jaccard, top 30 % (chance)", "loss, retrained", "minus whole procedure", "minus random, same size",
     )  # fmt: skip
-    return Table("Choosing early", columns, tuple(rows), ("95 %, paired by seed; costs as ratios within one run.",))
+    blew_up = {f"{one.task.name}, {arm}": each for one in chosen for arm, each in one.blew_up.items()}
+    notes = ("95 %, paired by seed; costs as ratios within one run.", *noted(blew_up))
+    return Table("Choosing early", columns, tuple(rows), notes)
 
 
 def reasoning_table(found: Answered) -> Table:
@@ -89,7 +93,8 @@ def reasoning_table(found: Answered) -> Table:
     order = sorted(found.losses, key=lambda arm: -float(np.mean(found.exact[arm])))
     rows = [
         (
-            arm, f"{found.rates[arm]:g}", plus_minus(found.exact[arm]), plus_minus(found.losses[arm]),
+            arm, with_rate(found.rates[arm], found.blew_up.get(arm, ())), plus_minus(found.exact[arm]),
+            plus_minus(found.losses[arm]),
             "" if arm == RANDOM else difference(found.exact[arm], found.exact[RANDOM]),
         )
         for arm in order
@@ -97,6 +102,7 @@ def reasoning_table(found: Answered) -> Table:
     notes = (
         f"Before tuning: {found.before['exact']:.3f} right, {found.before['test']:.3f} nats. Right: the chain and its "
         "result written exactly by greedy decoding. 30 % of LoRA's parameters; 95 %, paired by seed.",
+        *noted(found.blew_up),
     )
     columns = ("layers chosen by", "lr", "right answers", "loss", "right answers minus random, same size")
     return Table(f"Reasoning: {found.task.name}, {found.task.inputs.model}", columns, tuple(rows), notes)
@@ -107,14 +113,17 @@ def transfer_table(found: Carried) -> Table:
     rows = [
         (
             arm,
-            f"{found.rates[arm]:g}",
+            with_rate(found.rates[arm], found.blew_up.get(arm, ())),
             plus_minus(losses),
             "" if arm == RANDOM else difference(losses, found.losses[RANDOM]),
         )
         for arm, losses in sorted(found.losses.items(), key=lambda pair: float(np.mean(pair[1])))
     ]
     columns = ("ranking of", "lr", "loss, retrained", "minus random, same size")
-    notes = (f"Before tuning {found.before:.3f} nats; 30 % of LoRA's parameters; 95 %, paired by seed.",)
+    notes = (
+        f"Before tuning {found.before:.3f} nats; 30 % of LoRA's parameters; 95 %, paired by seed.",
+        *noted(found.blew_up),
+    )
     return Table(f"Rankings carried over to {found.task.inputs.model}, {found.task.name}", columns, tuple(rows), notes)
 
 

@@ -1,13 +1,13 @@
 """Layers chosen from the first tenth of a training: at what cost, as stable as the whole procedure, and as good?"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
 from keylayers.recipes.ila_plan import WAYS, Frugal, bundled_task, real_tasks
 from keylayers.recipes.rankings import candidates, rankings
-from keylayers.recipes.retraining import ALL, RANDOM, Sets, best_of, every, random_like, retrained
+from keylayers.recipes.retraining import ALL, RANDOM, Sets, best_of, blow_ups, every, random_like, retrained
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget
 
@@ -29,6 +29,8 @@ class Chosen:
     losses: Mapping[str, tuple[float, ...]]
     """Arm -> test loss after training its 30 %, or all."""
     before: float
+    blew_up: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Arm -> for each seed why its training is taken to have blown up; empty text where it did not."""
 
 
 def frugal(desk: Desk, asked: Frugal) -> list[Chosen]:
@@ -51,4 +53,6 @@ def _chosen(desk: Desk, task: Task, asked: Frugal) -> Chosen:
     trained, _ = retrained(desk, task, sets, asked.seeds, asked.rates)
     losses = {arm: tuple(one["test"] for one in each) for arm, each in trained.items()}
     full = tuple(one["seconds"] for one in trained[ALL])
-    return Chosen(task, found.scores, found.seconds, full, losses, desk.ask(task, "before", [{}])[0]["test"])
+    return Chosen(
+        task, found.scores, found.seconds, full, losses, desk.ask(task, "before", [{}])[0]["test"], blow_ups(trained)
+    )

@@ -66,7 +66,7 @@ class Sweep:
     """Of LoRA's parameters on all layers."""
     ways: tuple[str, ...] = ("ILA (s0 = 4)", "midpoint")
     seeds: int = 3
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2), seeds=2))
+    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
     quantised: tuple[float, ...] = (0.3, 0.5, 0.75)
     """Shares that are also trained on weights that went through NF4, as QLoRA has them."""
 
@@ -107,7 +107,7 @@ class Transfer:
     sources: tuple[str, ...] = ("bundled:llama-again", "bundled:llama-shallow", "bundled:llama-narrow")
     way: str = "midpoint"
     seeds: int = 5
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2), seeds=2))
+    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class Scale:
     budget: Budget = field(default_factory=lambda: Budget(0.3))
     all_rates: Rates = field(default_factory=Rates)
     """Offered to a training of all layers, and so to stage 1."""
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2), seeds=2))
+    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
     """Offered to every choice of layers; 3e-3, tried by all arms of one task and many of another, was never best."""
     ways: tuple[str, ...] = tuple(WAYS)
     matched: tuple[str, ...] = MATCHED

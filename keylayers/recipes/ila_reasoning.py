@@ -1,13 +1,13 @@
 """Layers for reasoning: chains of sums, where what counts is the share of answers that are right."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
 from keylayers.recipes.ila_plan import WAYS, Reasoning, bundled_task
 from keylayers.recipes.rankings import candidates, full_rate, rankings
-from keylayers.recipes.retraining import ALL, RANDOM, Sets, best_of, every, random_like, retrained
+from keylayers.recipes.retraining import ALL, RANDOM, Sets, best_of, blow_ups, every, random_like, retrained
 from keylayers.scores import select
 from keylayers.studies.arms import Budget
 
@@ -23,12 +23,14 @@ class Answered:
     exact: Mapping[str, tuple[float, ...]]
     """Share of right answers, in [0, 1]."""
     rates: Mapping[str, float]
+    blew_up: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Arm -> for each seed why its training is taken to have blown up; empty text where it did not."""
 
 
 def reasoning(desk: Desk, asked: Reasoning) -> Answered:
     """Every arm trained on chains and asked test chains."""
     task = bundled_task(asked.data, model=asked.model)
-    rate = full_rate(desk, task, asked.rates, answers=True)
+    rate = full_rate(desk, task, asked.rates, asked.seeds, answers=True)
     scores = rankings(desk, task, {name: WAYS[name] for name in asked.ways}, range(asked.seeds), rate).scores
     budget, like = Budget(0.3), scores[asked.ways[0]]
     sets: dict[str, Sets] = {ALL: every(candidates(desk, task))}
@@ -44,4 +46,5 @@ def reasoning(desk: Desk, asked: Reasoning) -> Answered:
         {name: tuple(one["test"] for one in each) for name, each in found.items()},
         {name: tuple(one["exact"] for one in each) for name, each in found.items()},
         rates,
+        blow_ups(found),
     )

@@ -1,7 +1,7 @@
 """How many layers: tuning the best, freezing the worst, from 5 % to all, in full precision and on 4-bit weights."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
 from keylayers.recipes.ila_plan import WAYS, Sweep, bundled_task
 from keylayers.recipes.rankings import candidates, full_rate, rankings
-from keylayers.recipes.retraining import ALL, RANDOM, Rates, Sets, best_of, every, random_like, retrained
+from keylayers.recipes.retraining import ALL, RANDOM, Rates, Sets, best_of, blow_ups, every, random_like, retrained
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget
 
@@ -26,6 +26,8 @@ class Swept:
     losses: Mapping[tuple[str, float], tuple[float, ...]]
     rates: Mapping[tuple[str, float], float]
     nf4: bool
+    blew_up: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Arm -> for each seed why its training is taken to have blown up; empty text where it did not."""
 
     def gains(self, arm: str, share: float) -> np.ndarray:
         """Share of the gain of training all layers that is recovered, per seed."""
@@ -35,7 +37,7 @@ class Swept:
 def sweeps(desk: Desk, asked: Sweep) -> tuple[Swept, Swept]:
     """The sweep in full precision, and the one on weights that went through NF4, at the rates of the first."""
     task = bundled_task(asked.task)
-    rate = full_rate(desk, task, Rates())
+    rate = full_rate(desk, task, Rates(), asked.seeds)
     scores = rankings(desk, task, {name: WAYS[name] for name in asked.ways}, range(asked.seeds), rate).scores
     exact = _swept(desk, task, asked, scores, asked.shares, asked.rates)
     return exact, _swept(desk, task, asked, scores, asked.quantised, asked.rates, nf4=True)
@@ -61,4 +63,4 @@ def _swept(
     keys = dict(zip(sets, named, strict=True))
     losses = {key: tuple(one["test"] for one in found[name]) for key, name in keys.items()}
     before = desk.ask(task, "before", [{}])[0]["test"]
-    return Swept(task, before, losses, {key: chosen[name] for key, name in keys.items()}, nf4)
+    return Swept(task, before, losses, {key: chosen[name] for key, name in keys.items()}, nf4, blow_ups(found))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from keylayers.recipes.blow_ups import noted, with_rate
 from keylayers.recipes.ila import Study, TaskResults
 from keylayers.recipes.ila_answers import (
     frugal_claims,
@@ -18,7 +19,7 @@ from keylayers.recipes.ila_answers import (
 )
 from keylayers.recipes.ila_overall import gains, overall, pooled_claims, rivals, source
 from keylayers.recipes.ila_overlaps import of_results, overlap_table
-from keylayers.recipes.retraining import RANDOM
+from keylayers.recipes.retraining import RANDOM, blow_ups
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
 
 
@@ -73,7 +74,7 @@ def validity(result: TaskResults) -> Table:
                 name,
                 f"{len(result.arms[name].choice(0))}",
                 f"{trained[0]['trainable']:,.0f}",
-                f"{result.rates[name]:g}",
+                with_rate(result.rates[name], blow_ups(result.retrained)[name]),
                 plus_minus(losses),
                 f"{gains(result, name).mean():.3f}",
                 _against(losses, result, RANDOM, name),
@@ -92,6 +93,7 @@ def validity(result: TaskResults) -> Table:
         + (f" (control {result.before['control']:.3f})" if "control" in result.before else "")
         + f"; test records; {seeds} seeds, each with its own stage 1, scores, random sets and retraining; ± and "
         "intervals are 95 %, paired by seed. *Changes kept*: the fully tuned model with only these layers' changes.",
+        *noted(blow_ups(result.retrained)),
     )
     return Table(f"{result.task.name}: at equal budget of LoRA parameters", columns, tuple(rows), notes)
 

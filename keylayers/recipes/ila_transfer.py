@@ -1,13 +1,13 @@
 """Rankings of one model brought to another: do they choose better layers there than chance, depth or kind alone?"""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
 from keylayers.recipes.ila_plan import WAYS, Transfer, bundled_task
 from keylayers.recipes.rankings import full_rate, rankings
-from keylayers.recipes.retraining import RANDOM, Rates, Sets, best_of, random_like, retrained
+from keylayers.recipes.retraining import RANDOM, Rates, Sets, best_of, blow_ups, random_like, retrained
 from keylayers.scores import LayerScores
 from keylayers.scores.groups import averaged
 from keylayers.scores.transfer import transferred
@@ -25,6 +25,8 @@ class Carried:
     losses: Mapping[str, tuple[float, ...]]
     rates: Mapping[str, float]
     sources: tuple[str, ...]
+    blew_up: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Arm -> for each seed why its training is taken to have blown up; empty text where it did not."""
 
 
 def transfer(desk: Desk, asked: Transfer) -> Carried:
@@ -40,12 +42,12 @@ def transfer(desk: Desk, asked: Transfer) -> Carried:
         sets[f"{source}, kind only"] = best_of([_kind(one) for one in brought], budget)
     found, rates = retrained(desk, task, sets, len(seeds), asked.rates)
     losses = {name: tuple(one["test"] for one in each) for name, each in found.items()}
-    return Carried(task, desk.ask(task, "before", [{}])[0]["test"], losses, rates, asked.sources)
+    return Carried(task, desk.ask(task, "before", [{}])[0]["test"], losses, rates, asked.sources, blow_ups(found))
 
 
 def _ranked(desk: Desk, task: Task, asked: Transfer) -> tuple[LayerScores, ...]:
     """Rankings of a task at the rate its own stage 1 likes."""
-    rate = full_rate(desk, task, Rates())
+    rate = full_rate(desk, task, Rates(), asked.seeds)
     return rankings(desk, task, {asked.way: WAYS[asked.way]}, range(asked.seeds), rate).scores[asked.way]
 
 

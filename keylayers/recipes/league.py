@@ -70,7 +70,7 @@ def play(league: League, run: RunFolder, processes: int = 2) -> Iterator[tuple[P
 def games(desk: Desk, task: Task, league: League) -> Iterator[Played]:
     """One task at every budget."""
     before, names = desk.ask(task, "before", [{}])[0], candidates(desk, task)
-    rate = full_rate(desk, task, league.rates)
+    rate = full_rate(desk, task, league.rates, league.seeds)
     (whole,) = desk.ask(task, "retrain", [{"layers": list(names), "seed": 0, "lr": rate}])
     if whole["calibration"] >= before["calibration"]:
         raise BadInput(

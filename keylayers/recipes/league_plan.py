@@ -79,7 +79,7 @@ class League:
     """Shares of what LoRA adds to all layers."""
     seeds: int = 3
     """Each is a procedure of its own: stage 1, scores, random sets, training."""
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2), seeds=2))
+    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
     draws: int = 3
     """Random sets of equal size per seed."""
     turn: int = 5

@@ -9,9 +9,10 @@ from jaxtyping import Float
 
 from keylayers.maths.ranks import average_ranks
 from keylayers.measures.intervals import t_interval
+from keylayers.recipes.blow_ups import noted, with_rate
 from keylayers.recipes.league import Played
 from keylayers.recipes.league_plan import BEST, BLOCK, BLOCKS, ENTRANTS, KINDS, THIN, TURNS
-from keylayers.recipes.retraining import ALL, RANDOM
+from keylayers.recipes.retraining import ALL, RANDOM, blow_ups
 from keylayers.report.standings import Standing
 from keylayers.report.words import plural
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
@@ -30,8 +31,9 @@ def introduction(played: Sequence[Played]) -> str:
     return (
         f"Every entrant ranks the layers, chooses as many as fit into {budgets} of what LoRA adds, and has them "
         "trained from the same start for the same steps at the learning rate, of those offered, that served it best on "
-        f"calibration records. {seeds} seeds, each a procedure of its own. Data: {tasks}. Entrants that score blocks "
-        "give each layer the score of its block, and layers outside the blocks the mean; where a budget holds no whole "
+        f"calibration records over all seeds. {seeds} seeds, each a procedure of its own. Data: {tasks}. "
+        "Entrants that score blocks give each layer the score of its block, and layers outside the blocks the mean; "
+        "where a budget holds no whole "
         "block, which of a block's layers train is drawn with every seed, so that such an entrant is judged beside "
         "*random blocks*. *Random, same size* and *random, kinds of midpoint* (as many layers of each kind as midpoint "
         "chooses) are means of several sets of a seed. *Most layers, lower rank* is LoRA of the next rank that the "
@@ -163,6 +165,7 @@ def table_of(one: Played) -> Table:
         f"Before tuning {one.before['test']:.3f} nats per token; test records; 95 %, paired by seed. Learning rates "
         f"offered: {rates}; *: at the end of what was offered, so that another might serve better. *Of them*: in which "
         "part of a block, or outside of the blocks, the layers lie, over all seeds (of sets drawn, the first).",
+        *noted(blow_ups(one.trained)),
         *(f"The same layers with every seed: {', '.join(names)}." for names in alike(one)),
     )
     return Table(f"{one.task.name}, {one.budget:.0%} of LoRA's parameters", columns, tuple(rows), notes)
@@ -186,7 +189,7 @@ def _cost(one: Played, name: str) -> float:
 
 def _rate(one: Played, name: str) -> str:
     edge = len(one.offered) > 1 and one.rates[name] in (min(one.offered), max(one.offered))
-    return f"{one.rates[name]:g}{'*' if edge else ''}"
+    return f"{with_rate(one.rates[name], blow_ups(one.trained)[name])}{'*' if edge else ''}"
 
 
 def alike(one: Played) -> list[tuple[str, ...]]:

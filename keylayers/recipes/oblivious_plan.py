@@ -54,7 +54,7 @@ class Adaptation:
     draws: int = 2
     """Random sets per seed."""
     seeds: int = 3
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2), seeds=2))
+    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Defence:
     """Of the blocks that are frozen."""
     draws: int = 1
     seeds: int = 3
-    rates: Rates = field(default_factory=lambda: Rates((5e-3, 1e-2), seeds=2))
+    rates: Rates = field(default_factory=lambda: Rates((5e-3, 1e-2)))
     """Each arm chooses on clean records: who defends does not know the attack."""
 
 
@@ -94,7 +94,7 @@ class Scale:
     ways: tuple[str, ...] = tuple(PROFILES)
     seeds: int = 2
     """Of the tunings behind substitution losses."""
-    rates: Rates = field(default_factory=lambda: Rates((3e-3, 1e-2), seeds=1))
+    rates: Rates = field(default_factory=lambda: Rates((3e-3, 1e-2)))
     """Offered to those tunings, which train everything."""
     adaptation: Adaptation | None = field(default_factory=Adaptation)
     removal: Removal | None = None

@@ -133,7 +133,7 @@ def substitution_losses(
         wide: Way("substitution", {"window": window}, granularity="block"),
         ONE: Way("substitution", {"window": 1}, granularity="block"),
     }
-    found = rankings(desk, task, ways, range(seeds), full_rate(desk, task, rates))
+    found = rankings(desk, task, ways, range(seeds), full_rate(desk, task, rates, seeds))
     return {name: tuple(block_profile(one) for one in each) for name, each in found.scores.items()}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from keylayers.maths.ranks import spearman
 from keylayers.maths.shifts import ShiftTest
 from keylayers.measures.backdoor import LEAST_SUCCESS, effectiveness
+from keylayers.recipes.blow_ups import noted, with_rate
 from keylayers.recipes.oblivious import Study
 from keylayers.recipes.oblivious_claims import claims
 from keylayers.recipes.oblivious_plan import RELEASED
@@ -17,7 +18,7 @@ from keylayers.recipes.oblivious_profiles import Profiled
 from keylayers.recipes.oblivious_removal import DIRECTIONS
 from keylayers.recipes.oblivious_sets import others_in
 from keylayers.recipes.oblivious_training import NONE, Adapted, Defended, Removed
-from keylayers.recipes.retraining import ALL
+from keylayers.recipes.retraining import ALL, blow_ups
 from keylayers.studies.pages import Table, adjusted, difference, ledger, plus_minus
 
 PAPER = {
@@ -149,13 +150,15 @@ def adaptation_table(one: Adapted) -> Table:
         gain = f"{one.gains(arm).mean():.3f}" if one.judged else ""
         against = "" if arm == others else difference(one.losses(arm), one.losses(others))
         trainable = f"{first['trainable']:,.0f}"
-        rows.append((arm, sets, trainable, f"{one.rates[arm]:g}", plus_minus(one.losses(arm)), gain, against))
+        rate = with_rate(one.rates[arm], blow_ups(one.trained)[arm])
+        rows.append((arm, sets, trainable, rate, plus_minus(one.losses(arm)), gain, against))
     columns = (
         "blocks trained", "which, first seed", "trainable", "lr", "test loss", "gain recovered", f"minus {others}",
     )  # fmt: skip
     notes = (
         f"Before {one.before['test']:.3f} nats per token; {len(one.trained[ALL])} seeds; ± is 95 %, paired by seed. "
         f"LoRA on every matrix of the blocks; *all* has the head too. The paper (full tuning): {PAPER['adaptation']}.",
+        *noted(blow_ups(one.trained)),
         *(() if one.judged else ("Not judged: training everything does not lower the loss of calibration records.",)),
     )
     return Table(f"{one.start.name}: {one.task.name}, few blocks trained", columns, tuple(rows), notes)

@@ -136,7 +136,7 @@ def defended(desk: Desk, found: Profiled, asked: Defence) -> Iterator[Defended]:
         sets = {name: one for name, one in block_sets(found.order, size, asked.draws).items() if name in DEFENDING}
         arms: dict[str, Sets] = {name: frozen_sets(one, blocks, outside) for name, one in sets.items()}
         arms[NONE] = frozen_sets(lambda seed: [()], blocks, outside)
-        rates = best_rates(desk, task, arms, asked.rates)[0]
+        rates = best_rates(desk, task, arms, asked.rates, asked.seeds)
         tuned = {name: _poisoned(desk, task, arms, rates, asked, name) for name in asked.poisons}
         yield Defended(found.start, task, size, before, _first(sets), tuned, rates)
 

@@ -62,9 +62,9 @@ def candidates(desk: Desk, task: Task) -> list[str]:
     return desk.ask(task, "names", [{}])[0]["names"]
 
 
-def full_rate(desk: Desk, task: Task, rates: Rates, **options: Any) -> float:
-    """The learning rate that serves a training of all layers best, on calibration records."""
-    return best_rates(desk, task, {ALL: every(candidates(desk, task))}, rates, **options)[0][ALL]
+def full_rate(desk: Desk, task: Task, rates: Rates, seeds: int, **options: Any) -> float:
+    """The learning rate that serves a training of all layers best, on calibration records, over that many seeds."""
+    return best_rates(desk, task, {ALL: every(candidates(desk, task))}, rates, seeds, **options)[ALL]
 
 
 def rankings(

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from itertools import product
 from statistics import fmean
 from typing import Any
 
 from keylayers.recipes.bench import Task
+from keylayers.recipes.blow_ups import best_rate, blown_up
 from keylayers.recipes.desk import Desk, averaged
 from keylayers.runs import note
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget, chosen_by, controls
+
+BLEW_UP = "blew_up"
+"""Key of a training's result: why it is taken to have blown up; empty if it did not."""
 
 ALL, RANDOM, SAME_KINDS = "all", "random, same size", "random, same kinds"
 """The arms of all layers, and of random sets: of the size of those that a ranking chooses, or with as many layers of
@@ -40,25 +44,18 @@ def random_like(scores: Sequence[LayerScores], budget: Budget, *, draw: int, lik
 
 @dataclass(frozen=True)
 class Rates:
-    """The learning rates offered to every arm, and how it chooses."""
+    """The learning rates offered to every arm; each is tried with every seed, which is what choosing costs."""
 
     offered: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
-    seeds: int = 3
-    """Seeds whose mean loss on calibration records decides; with one alone, arms chose rates at which others fail."""
 
 
 def best_rates(
-    desk: Desk, task: Task, sets: Mapping[str, Sets], rates: Rates, **options: Any
-) -> tuple[dict[str, float], Trained]:
-    """The learning rate that served each arm best, and the trainings that say so; `options` go to every training."""
-    few = range(rates.seeds if len(rates.offered) > 1 else 0)
-    places = [(name, seed, rate) for seed in few for name in sets for rate in rates.offered]
-    found = _trained(desk, task, sets, places, options)
-
-    def on_calibration(name: str, rate: float) -> float:
-        return sum(found[name, seed, rate]["calibration"] for seed in few)
-
-    return {name: min(rates.offered, key=partial(on_calibration, name)) for name in sets}, found
+    desk: Desk, task: Task, sets: Mapping[str, Sets], rates: Rates, seeds: int, **options: Any
+) -> dict[str, float]:
+    """The learning rate that served each arm best, as `retrained` chooses it; nothing trains where one is offered."""
+    if len(rates.offered) == 1:
+        return dict.fromkeys(sets, rates.offered[0])
+    return retrained(desk, task, sets, seeds, rates, **options)[1]
 
 
 def retrained(
@@ -66,12 +63,35 @@ def retrained(
 ) -> tuple[dict[str, tuple[dict[str, Any], ...]], dict[str, float]]:
     """What training each arm's layers gave, per seed, and the learning rate each arm chose.
 
-    Results hold losses on calibration, test and control records in nats per token, what trained, and seconds.
+    Every arm trains with every seed at every rate offered (seeds x rates trainings), and takes the rate of lowest mean
+    loss on calibration records among those at which the fewest trainings blew up. Results hold losses on calibration,
+    test and control records in nats per token, what trained, seconds, and `blew_up`: why this training is taken to have
+    blown up, empty if it did not. `options` go to every training.
     """
-    chosen, found = best_rates(desk, task, sets, rates, **options)
-    missing = [(name, seed, chosen[name]) for seed in range(seeds) for name in sets]
-    found |= _trained(desk, task, sets, [place for place in missing if place not in found], options)
-    return {name: tuple(found[name, seed, chosen[name]] for seed in range(seeds)) for name in sets}, chosen
+    places = [(name, seed, rate) for seed in range(seeds) for name in sets for rate in rates.offered]
+    trained = _trained(desk, task, sets, places, options)
+    before = desk.ask(task, "before", [{}])[0]["calibration"]
+    results, chosen = {}, {}
+    for name in sets:
+        arm = {rate: [trained[name, seed, rate] for seed in range(seeds)] for rate in rates.offered}
+        tried = {rate: [result["calibration"] for result in each] for rate, each in arm.items()}
+        reasons = {
+            rate: [result.get("diverged") or reason for result, reason in zip(arm[rate], each, strict=True)]
+            for rate, each in blown_up(tried, before).items()
+        }
+        for rate, seed in product(rates.offered, range(seeds)):
+            if reasons[rate][seed]:
+                note(f"{task.name}: {name}, seed {seed}, rate {rate:g} blew up: {reasons[rate][seed]}")
+        rate = chosen[name] = best_rate(tried, reasons)
+        results[name] = tuple(
+            {**result, BLEW_UP: reason} for result, reason in zip(arm[rate], reasons[rate], strict=True)
+        )
+    return results, chosen
+
+
+def blow_ups(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[str, ...]]:
+    """Arm -> for each seed why its training is taken to have blown up; empty text where it did not."""
+    return {name: tuple(result.get(BLEW_UP, "") for result in each) for name, each in results.items()}
 
 
 def kept(desk: Desk, task: Task, sets: Mapping[str, Sets], adapters: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -94,9 +114,13 @@ def _trained(
 ) -> Trained:
     drawn = [(place, names) for place in places for names in sets[place[0]](place[1])]
     asked = [{"layers": list(names), "seed": seed, "lr": rate, **options} for (_, seed, rate), names in drawn]
-    found: dict[tuple[str, int, float], list[dict[str, Any]]] = {place: [] for place in places}
+    draws: dict[tuple[str, int, float], list[dict[str, Any]]] = {place: [] for place in places}
     for (place, _), result in zip(drawn, desk.ask(task, "retrain", asked), strict=True):
-        found[place].append(result)
-        if "diverged" in result:
-            note(f"{task.name}: {place[0]}, seed {place[1]}, rate {place[2]:g}: {result['diverged']}; it gains nothing")
-    return {place: averaged(each) for place, each in found.items()}
+        draws[place].append(result)
+    return {place: _of_draws(each) for place, each in draws.items()}
+
+
+def _of_draws(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Their mean; one that diverged, and so gained nothing, stays known."""
+    diverged = [result["diverged"] for result in results if "diverged" in result]
+    return {**averaged(results), **({"diverged": diverged[0]} if diverged else {})}

@@ -56,8 +56,8 @@ def study(task, tmp_path_factory):
         (task, other),
         seeds=2,
         budget=Budget(0.4),
-        all_rates=Rates((1e-2, 3e-2), seeds=2),
-        rates=Rates((2e-2,), seeds=2),  # all layers choose one of two
+        all_rates=Rates((1e-2, 3e-2)),
+        rates=Rates((2e-2,)),  # all layers choose one of two
         ways=WAYS,
         matched=("midpoint",),
     )

@@ -14,7 +14,7 @@ from keylayers.recipes.retraining import ALL, RANDOM, Rates
 from keylayers.runs import open_run
 from tests.recipes.planted import PlantedDesk
 
-RATES = Rates((1e-2, 3e-2), seeds=2)
+RATES = Rates((1e-2, 3e-2))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ CHOSEN = ("midpoint", "midpoint, reversed", "norm of the change", "block influen
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    asked = League((bundled_task("pirate"),), CHOSEN, seeds=6, rates=Rates((1e-2, 3e-2), seeds=1))
+    asked = League((bundled_task("pirate"),), CHOSEN, seeds=6, rates=Rates((1e-2, 3e-2)))
     with open_run(tmp_path_factory.mktemp("league"), "league", {}) as run:
         return list(games(PlantedDesk(run), asked.tasks[0], asked))
 
