@@ -1,6 +1,7 @@
 # Every target makes its own environment in .venv first; nothing else has to be done.
 #   make demo      the main job on the bundled model, in minutes, with a table
-#   make test      every test
+#   make test      every test but the longest
+#   make test-all  every test
 #   make check     style, types and import directions
 #   make screenshots   the pictures of docs/report.md, from the demo's report in Chromium
 #   make bench     speed beside the peers' way and the limit
@@ -20,7 +21,7 @@ export TOKENIZERS_PARALLELISM = false
 # Many tests start processes, each of which would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test check bench screenshots clean
+.PHONY: help install demo test test-all check bench screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +38,9 @@ test: $(READY)
 	  || echo "==> no Chromium on this machine: tests/report/test_browser.py is skipped (apt-get install chromium)"
 	@echo "==> pytest, two processes"
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist worksteal $(ARGS)
+
+test-all: ARGS += -m "long or not long"
+test-all: test
 
 check: $(READY)
 	@echo "==> ruff check" && $(PY) -m ruff check .

@@ -26,14 +26,15 @@ def batches(count: int, size: int, seed: int) -> Sequence[dict[str, torch.Tensor
     return toy_batches("shifted", count, size, seed)
 
 
-def test_path_integral_finds_the_useful_layers_in_five_of_five_plantings(toy: nn.Module) -> None:
-    found, truths = study(toy, batches(100, 16, 7), batches(4, 32, 8), SETTINGS, plantings=5, arms=ARMS)
+@pytest.mark.parametrize("plantings", [1, pytest.param(5, marks=pytest.mark.long)])
+def test_path_integral_finds_the_useful_layers_in_every_planting(toy: nn.Module, plantings: int) -> None:
+    found, truths = study(toy, batches(100, 16, 7), batches(4, 32, 8), SETTINGS, plantings=plantings, arms=ARMS)
     print("\n".join(table(found, truths, SETTINGS)))
     for truth in truths:  # the premise: what is called useful is, and what is called noise is not
         assert truth.losses["useful alone"] < 0.8 * truth.losses["base"]
         assert truth.losses["noise alone"] > 0.9 * truth.losses["base"]
         assert truth.losses["both"] < 0.8 * truth.losses["base"]
-    assert len({tuple(truth.useful) for truth in truths}) == 5
+    assert len({tuple(truth.useful) for truth in truths}) == plantings
     assert min(found["path_integral, 8 points"]) >= 0.95
     # Size tells nothing of usefulness here, and chance nothing at all.
     assert np.mean(found["delta_norm"]) < 0.8 and np.mean(found["random"]) < 0.8

@@ -136,6 +136,7 @@ def test_an_interrupted_run_resumes_to_the_same_stop(world, stopped, tmp_path, m
     assert all(ours[key] == theirs[key] for key in ("stopped_after", "settled", "curve", "rule"))
 
 
+@pytest.mark.long
 def test_a_killed_run_resumes_to_the_same_stop(tmp_path):
     script = Path(__file__).with_name("killed_settling.py")
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)

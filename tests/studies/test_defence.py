@@ -259,6 +259,7 @@ def test_models_of_other_sorts_are_judged_by_the_same_functions() -> None:
         judge(case, Table(), lambda model, prompts: model if word else None)
 
 
+@pytest.mark.long
 def test_a_real_backdoor_on_digits_is_weakened_by_suppression_where_tuning_alone_fails() -> None:
     """One seed; docs/cards/cleanse.md has three. The defender finds the skips with a trigger of his own."""
     sizes = {"train": 1000, "reference": 250, "calibration": 147, "test": 400}
