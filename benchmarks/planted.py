@@ -305,7 +305,7 @@ def real_batches(
     from keylayers.data.batches import batches
     from keylayers.recipes.inputs import Inputs, prepare_data
 
-    inputs = Inputs(data=name, max_length=128, records=1000, held_out=size * count)
+    inputs = Inputs(loaded.source, name, max_length=128, records=1000, held_out=size * count)
     parts = prepare_data(inputs, loaded)
     return batches(parts.train, size), batches(parts.calibration, size, shuffle=False)
 

@@ -10,8 +10,8 @@ from keylayers.exports import TARGETS
 
 
 def tune(
-    model: o.Model = "bundled:llama",
-    data: o.Data = "bundled:pirate",
+    model: o.Model,
+    data: o.Data,
     scores: Annotated[Path | None, typer.Option(help="Score file or hub user/repo; random or last need none.")] = None,
     select: Annotated[str, typer.Option(help="Policy: top:30%, params:10%, last:4, blocks:3,4, ...")] = "top:30%",
     against: Annotated[list[str] | None, typer.Option(help="Another policy to run beside it; may be repeated.")] = None,
@@ -86,11 +86,9 @@ def revert(
 
 
 def harden(
-    model: o.Network = o.DIGITS,
+    model: o.Network = None,
     weights: o.NetworkWeights = None,
-    data: Annotated[
-        str, typer.Option(help="Labelled images: .npz with x and y, or bundled:digits.")
-    ] = "bundled:digits",
+    data: Annotated[str | None, typer.Option(help="Labelled images: .npz with x and y, or bundled:digits.")] = None,
     select: Annotated[str, typer.Option(help="Policy over the layers, by fragility or --scores.")] = "top:5%",
     scores: Annotated[str | None, typer.Option(help="Score file; then layers are not chosen anew.")] = None,
     granularity: o.Granularity = "conv",
@@ -115,9 +113,9 @@ def harden(
 
 
 def cleanse(
-    model: o.Network = o.DIGITS,
+    model: o.Network = None,
     weights: o.NetworkWeights = None,
-    clean: Annotated[str, typer.Option(help="Clean labelled images: .npz, or bundled:digits.")] = "bundled:digits",
+    clean: o.Clean = None,
     skip: Annotated[str, typer.Option(help="Skip connection to turn down, or auto.")] = "auto",
     calibration: Annotated[str, typer.Option(help="How auto chooses: clean-only or own-trigger.")] = "clean-only",
     target: Annotated[int, typer.Option(help="Class of the trigger of one's own.")] = 0,
@@ -144,9 +142,9 @@ def cleanse(
 
 def screen(
     data: Annotated[str, typer.Option(help="Images to judge: .npz with x.")],
-    model: o.Network = o.DIGITS,
+    model: o.Network = None,
     weights: o.NetworkWeights = None,
-    clean: Annotated[str, typer.Option(help="Clean labelled images: .npz, or bundled:digits.")] = "bundled:digits",
+    clean: o.Clean = None,
     layers: Annotated[str, typer.Option(help="auto, or a policy over blocks such as last:1.")] = "auto",
     alpha: Annotated[str, typer.Option(help="Most clean images that may be flagged.")] = "5%",
     per_class: Annotated[bool, typer.Option("--per-class", help="Hold that share in each class.")] = False,

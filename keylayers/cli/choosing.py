@@ -21,12 +21,12 @@ def layers(
 
 
 def score(
+    model: o.Model,
     criteria: Annotated[
         list[str] | None,
         typer.Argument(help="Criteria; `keylayers criteria` lists them. Default: path_integral at its midpoint."),
     ] = None,
-    model: o.Model = "bundled:llama",
-    data: o.Data = "bundled:pirate",
+    data: Annotated[str | None, typer.Option(help=f"{o.DATA} Criteria that look at no data need none.")] = None,
     tuned: Annotated[
         str | None,
         typer.Option(
@@ -96,8 +96,8 @@ def compare(
 def share(
     scores: Annotated[str, typer.Argument(help="Score file, run with one criterion, score folder, or hub user/repo.")],
     tuned: Annotated[str, typer.Option(help="A tuned checkpoint, a peft adapter or an earlier run.")],
-    model: o.Model = "bundled:llama",
-    data: o.Data = "bundled:pirate",
+    model: o.Model,
+    data: o.Data,
     within: Annotated[str, typer.Option(help="Part of the gain that may be lost.")] = "5%",
     of: Annotated[str, typer.Option(help="What shares are counted in: lora, weights or layers.")] = "lora",
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/share-SCORES-DIGEST.")] = None,

@@ -37,7 +37,7 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
 
     scores = {}
     for style in STYLES:
-        inputs = Inputs(data=f"bundled:{style}", records=RECORDS, held_out=HELD_OUT, max_length=192)
+        inputs = Inputs("bundled:llama", f"bundled:{style}", records=RECORDS, held_out=HELD_OUT, max_length=192)
         request = ScoreRequest(
             inputs=inputs,
             criteria=CRITERIA,
@@ -57,7 +57,7 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
     every = [scores[style][name] for name in CRITERIA for style in STYLES]
     heatmap(every, [f"{name}, {style}" for name in CRITERIA for style in STYLES], out / "scores.png")
     tuning = TuneRequest(
-        inputs=Inputs(data=f"bundled:{TUNED_STYLE}", records=RECORDS, held_out=HELD_OUT, max_length=192),
+        inputs=Inputs("bundled:llama", f"bundled:{TUNED_STYLE}", records=RECORDS, held_out=HELD_OUT, max_length=192),
         select=ARMS[0],
         against=ARMS[1:],
         settings=_tune_settings(),

@@ -75,7 +75,7 @@ def _league(options: Mapping[str, Any], budgets: tuple[float, ...]) -> Any:
     shared = {key: options[key] for key in ("records", "held_out", "max_length")}
     tasks = [
         Task(_name(data), Inputs(options["model"], data, **shared), training, lora, options["control"])
-        for data in dict.fromkeys(options["data"] or ["bundled:pirate"])
+        for data in dict.fromkeys(options["data"])
     ]
     entrants = dict.fromkeys(name for one in options["criterion"] or () for name in entrants_of(one))
     return League(

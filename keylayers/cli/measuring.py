@@ -73,10 +73,8 @@ def reproduce(
 
 
 def league(
-    model: o.Model = "bundled:llama",
-    data: Annotated[
-        list[str] | None, typer.Option(help="As for score; repeat for several. Default: bundled:pirate.")
-    ] = None,
+    model: o.Model,
+    data: Annotated[list[str], typer.Option(help=f"{o.DATA} Repeat it for several.")],
     budget: Annotated[str, typer.Option(help="Shares of what LoRA adds to all layers.")] = "10%,30%",
     criterion: Annotated[
         list[str] | None, typer.Option(help="Only entrants of this criterion; repeat for several.")

@@ -56,9 +56,13 @@ Config = Annotated[
 ]
 Model = Annotated[str, typer.Option(help="Hub id, folder, bundled:llama, or package.module:factory.")]
 DIGITS = "keylayers.models.digits:digits_resnet"
-Network = Annotated[str, typer.Option(help="package.module:factory, a folder, or a hub id; a network of images.")]
+Network = Annotated[
+    str | None, typer.Option(help="A network of images: package.module:factory, a folder, or a hub id.")
+]
+Clean = Annotated[str | None, typer.Option(help="Clean labelled images: .npz with x and y, or bundled:digits.")]
 NetworkWeights = Annotated[str | None, typer.Option(help="Safetensors for a factory, or over a checkpoint's own.")]
-Data = Annotated[str, typer.Option(help="Hub id, .json .jsonl .parquet .csv .txt (also .gz), or bundled:NAME.")]
+DATA = "Hub id, .json .jsonl .parquet .csv .txt (also .gz), or bundled:NAME."
+Data = Annotated[str, typer.Option(help=DATA)]
 Weights = Annotated[str | None, typer.Option(help="Safetensors for a package.module:factory model.")]
 Granularity = Annotated[str, typer.Option(help="block, sublayer, linear, expert, router, conv or skip.")]
 Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: prompt=NAME, completion=NAME.")]

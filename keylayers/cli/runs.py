@@ -164,10 +164,11 @@ def _show_scores(scores: Any) -> None:
         say(f"the scores sum to {total:.4f}; the loss really fell by {drop:.4f} nats per token")
 
 
-def _score_place(out: Path | None, model: str, data: str) -> tuple[Path, Path | None]:
+def _score_place(out: Path | None, *named: str | None) -> tuple[Path, Path | None]:
+    """The run folder, and the file that is asked for, if one is."""
     if out is not None and out.suffix == ".json":
         return out.with_suffix(".run"), out
-    return out or Path("runs") / f"score-{_slug(model)}-{_slug(data)}", None
+    return out or Path("runs") / "-".join(["score", *(_slug(name) for name in named if name)]), None
 
 
 def _slug(text: str) -> str:

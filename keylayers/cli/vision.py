@@ -4,14 +4,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from keylayers.cli.options import share
+from keylayers.cli.options import DIGITS, share
 from keylayers.cli.report import end_with_report
 from keylayers.cli.terminal import quiet_libraries, say, table
 from keylayers.errors import BadInput
 
+EXAMPLES = {"model": DIGITS, "data": "IMAGES.npz", "clean": "IMAGES.npz"}
+"""What an option that is missing may hold."""
+
 
 def run_screen(options: dict[str, Any]) -> None:
     """`keylayers screen`."""
+    options = _named(options, "clean")
     alpha = share(options["alpha"], "--alpha", "the share of clean images that may be flagged, such as 5%")
     quiet_libraries()
     from keylayers.actions.screen import ScreenSettings
@@ -44,6 +48,7 @@ def run_screen(options: dict[str, Any]) -> None:
 
 def run_cleanse(options: dict[str, Any]) -> None:
     """`keylayers cleanse`."""
+    options = _named(options, "clean")
     if (options["attacked"] is None) != (options["attack_target"] is None):
         raise BadInput("--attacked and --attack-target go together: images with a trigger, and what it should bring.")
     quiet_libraries()
@@ -91,6 +96,7 @@ def run_cleanse(options: dict[str, Any]) -> None:
 
 def run_harden(options: dict[str, Any]) -> None:
     """`keylayers harden`."""
+    options = _named(options, "data")
     eps = fraction(options["eps"], "--eps")
     if options["reselect"] < 0:
         raise BadInput(f"--reselect {options['reselect']}: expected epochs, or 0 for never.")
@@ -150,6 +156,24 @@ def fraction(text: str, flag: str) -> float:
 
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _named(options: dict[str, Any], key: str) -> dict[str, Any]:
+    """The options with a network and images: those that are named, or both bundled ones, which is said.
+
+    Raises:
+        BadInput: if one of the two is named and the other is not.
+    """
+    from keylayers.runs import note
+
+    if options["model"] is None and options["weights"] is None and options[key] is None:
+        note(f"no --model and no --{key}: taking the bundled digits and an untrained network for them, as an example")
+        return {**options, "model": DIGITS, key: "bundled:digits"}
+    for name in ("model", key):
+        if options[name] is None:
+            what = "the network" if name == "model" else "labelled images"
+            raise BadInput(f"Missing option '--{name}': name {what} (--{name} {EXAMPLES[name]}).")
+    return options
 
 
 def _inputs(options: dict[str, Any], key: str) -> Any:

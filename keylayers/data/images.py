@@ -99,9 +99,9 @@ def load_images(source: str | Path) -> Images:
     )
 
 
-def of_images(source: str) -> bool:
-    """Whether a source of data holds images rather than texts."""
-    return source == DIGITS or Path(source).suffix == ".npz"
+def of_images(source: str | None) -> bool:
+    """Whether a source of data holds images rather than texts; None: there is no data."""
+    return source is not None and (source == DIGITS or Path(source).suffix == ".npz")
 
 
 def load_pixels(source: str | Path) -> UInt8[np.ndarray, "samples channels height width"]:

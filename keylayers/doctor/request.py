@@ -1,7 +1,7 @@
 """What a user asks the doctor, and what it takes to answer: the model, a probe, a workload, the selections compared."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ PROBE = (2, 32)
 class DoctorRequest:
     """Which model, and for what work the costs are forecast."""
 
-    source: Source = field(default_factory=Source)
+    source: Source
     with_data: bool = False
     """Whether the source's data makes the inputs; else they are random tokens or images."""
     scores: Path | None = None

@@ -29,6 +29,7 @@ def image_evidence(request: ScoreRequest, run: RunFolder, needs: frozenset[str])
         BadInput: as loading does, or where a criterion needs what images cannot give.
     """
     given = request.inputs
+    assert given.data is not None
     if missing := [words for part, words in LEARNT.items() if part in needs]:
         raise BadInput(
             f"{given.data} holds images, and {', '.join(request.criteria)} needs {' and '.join(missing)}, learnt from "

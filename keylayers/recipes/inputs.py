@@ -18,8 +18,9 @@ DEFAULT_LENGTH = 512
 class Inputs:
     """A model and data as the user named them."""
 
-    model: str = "bundled:llama"
-    data: str = "bundled:pirate"
+    model: str
+    data: str | None = None
+    """None where nothing looks at any."""
     weights: str | None = None
     """Safetensors for a model given as package.module:factory."""
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -47,7 +48,13 @@ class Inputs:
         )
 
     def load_splits(self) -> Splits:
-        """The three disjoint parts of the data, as records; needs no model, so bad data is known before one loads."""
+        """The three disjoint parts of the data, as records; needs no model, so bad data is known before one loads.
+
+        Raises:
+            BadInput: if no data is named, or as `keylayers.data.load_splits` does.
+        """
+        if self.data is None:
+            raise BadInput("no data is named", "name some as `data`")
         caps = {"calibration": self.held_out, "test": self.held_out}
         if self.records is not None:
             caps["train"] = self.records

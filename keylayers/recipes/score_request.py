@@ -20,7 +20,7 @@ from keylayers.training.train import TrainSettings
 class ScoreRequest:
     """What to score, on what, how."""
 
-    inputs: Inputs = field(default_factory=Inputs)
+    inputs: Inputs
     criteria: tuple[str, ...] = ("learned_mask",)
     granularity: str | None = None
     """Of the layers; None: linear, or what the criteria score where they score nothing else."""
@@ -62,7 +62,23 @@ def checked(request: ScoreRequest) -> Asked:
     _refuse_unused(request.settings, chosen)
     _refuse_to_stop(request, chosen)
     _refuse_unseen(request, chosen)
+    _refuse_without_data(request, chosen)
     return Asked(replace(request, granularity=_granularity(request, chosen)), chosen, options)
+
+
+def _refuse_without_data(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> None:
+    if request.inputs.data is not None:
+        return
+    known = request.tuned is not None or request.sibling is not None
+    for name, criterion in chosen.items():
+        if "data" in criterion.needs:
+            raise BadInput(f"{name} looks at data, and none is named", "name some as `data`")
+        if "deltas" in criterion.needs and not known:
+            raise BadInput(
+                f"{name} looks at what tuning changed, and neither data to tune on nor a tuned model is named",
+                "name data as `data`",
+                "name a tuned checkpoint, adapter or run as `tuned`",
+            )
 
 
 def _granularity(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> str:
@@ -134,7 +150,7 @@ def _refuse_unseen(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> No
     for name, one in chosen.items():
         if one.images and not of_images(request.inputs.data):
             raise BadInput(
-                f"{name} takes images, and --data {request.inputs.data} holds none; give IMAGES.npz with x and y, or "
+                f"{name} takes images, and `data={request.inputs.data}` holds none; give IMAGES.npz with x and y, or "
                 "bundled:digits."
             )
     looks = frozenset[str]().union(*(one.needs | one.optional for one in chosen.values()))

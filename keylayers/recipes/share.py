@@ -33,7 +33,7 @@ class ShareRequest:
 
     tuned: str
     """A tuned checkpoint, a peft adapter or an earlier run."""
-    inputs: Inputs = field(default_factory=Inputs)
+    inputs: Inputs
     within: float = 0.05
     """Part of the gain that may be lost."""
     points: int = 9

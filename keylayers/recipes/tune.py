@@ -31,7 +31,7 @@ __all__ = ["COLUMNS", "Arm", "Comparison", "TuneRequest", "check_scores_fit", "c
 class TuneRequest:
     """What to tune and what to compare it with."""
 
-    inputs: Inputs = field(default_factory=Inputs)
+    inputs: Inputs
     select: str = "top:30%"
     against: tuple[str, ...] = ()
     """Other policies, run at the same steps and seeds. `random` ones without a seed draw anew for every seed."""

@@ -62,7 +62,7 @@ def trial(collected: Collected, choice: Choice) -> Trial | None:
     if not of_images(data):
         why = "To see whether training them is enough, beside random layers with as many parameters and all layers:"
         beside = ["--against", CONTROL, "--against", "all", "--seeds", "3"]
-        return Trial(why, shlex.join(["keylayers", "tune", *network, "--data", data, *chosen, *beside]))
+        return Trial(why, shlex.join(["keylayers", "tune", *network, "--data", data or "DATA", *chosen, *beside]))
     if choice.ranking.scores.granularity == "skip":
         first = choice.ranking.scores.ranking()[0].name
         why = "To turn the first one down and tune around it, and see what that costs:"

@@ -32,7 +32,7 @@ def test_a_file_sets_what_flags_do_not(cli, seen, tmp_path):
 
 
 def test_a_single_value_serves_where_several_may_be_given(cli, seen, tmp_path):
-    (tmp_path / "c.yaml").write_text("lr: 0.01\nagainst: last:3\ncriteria: random\n".replace("criteria: random\n", ""))
+    (tmp_path / "c.yaml").write_text("model: some/model\ndata: some.jsonl\nlr: 0.01\nagainst: last:3\n")
     assert cli("tune", "--config", "c.yaml").code == 0
     assert seen["lr"] == [0.01] and seen["against"] == ["last:3"]
     assert cli("tune", "--config", "c.yaml", "--lr", "0.1", "--lr", "0.2").code == 0
@@ -40,7 +40,7 @@ def test_a_single_value_serves_where_several_may_be_given(cli, seen, tmp_path):
 
 
 def test_the_criteria_may_come_from_the_file(cli, seen, tmp_path):
-    (tmp_path / "c.yaml").write_text("criteria: [random, delta_norm]\n")
+    (tmp_path / "c.yaml").write_text("model: some/model\ncriteria: [random, delta_norm]\n")
     assert cli("score", "--config", "c.yaml").code == 0
     assert seen["criteria"] == ["random", "delta_norm"]
 
@@ -59,7 +59,7 @@ def test_the_criteria_may_come_from_the_file(cli, seen, tmp_path):
 )
 def test_a_file_that_cannot_be_used_says_why(cli, seen, tmp_path, text, said):
     (tmp_path / "c.yaml").write_text(text)
-    result = cli("score", "random", "--config", "c.yaml")
+    result = cli("score", "random", "--model", "m", "--config", "c.yaml")
     assert result.code == 2 and said in result.err and "Traceback" not in result.err
     assert not seen
 

@@ -190,6 +190,23 @@ def test_a_wrong_policy_stops_tuning_before_a_run_folder_is_made(cli, tune_words
     assert not (tmp_path / "run").exists()
 
 
-def test_the_bundled_model_and_data_serve_where_nothing_is_named(cli):
-    result = cli("score", "random", "--records", "8", "--out", "run")
-    assert result.code == 0 and len(load("run/random.json").layers) == 12 * 7 + 1
+def test_data_is_needed_by_criteria_that_look_at_it_alone(cli, world):
+    result = cli("score", "random", "--model", world.model, "--tuned", world.model)
+    assert result.code == 0 and load("runs/score-model/random.json").provenance.data == ()
+    for words, said in (
+        (["fisher", "--tuned", "x"], "fisher looks at data, and none is named; name some as --data."),
+        (["delta_norm"], "name data as --data, or name a tuned checkpoint, adapter or run as --tuned."),
+    ):
+        result = cli("score", *words, "--model", "nowhere")
+        assert result.code == 2 and said in result.err
+
+
+@pytest.mark.parametrize(
+    "command", ["score random", "tune --data d", "share s.json --tuned t --data d", "league --data d"]
+)
+def test_no_bundled_model_or_data_stands_for_ones_own(cli, command):
+    result = cli(*command.split())
+    assert result.code == 2 and "Missing option '--model'" in result.err
+    if command.startswith(("tune", "share", "league")):
+        result = cli(*command.replace("--data", "--model").split())
+        assert result.code == 2 and "Missing option '--data'" in result.err

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from keylayers.actions.screen import load_screen
 from keylayers.actions.screen_fit import fit_screen
+from keylayers.cli.options import DIGITS
 from keylayers.criteria.feature_fragility import feature_fragility
 from keylayers.data.images import load_images
 from keylayers.layers.suppressed import Suppressed
@@ -25,6 +26,8 @@ from keylayers.runs import file_sha256, progress
 from keylayers.scores import load_scores
 from keylayers.training.images import ImageTraining, train_images
 
+NETWORK = ("--model", DIGITS)
+
 
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
@@ -33,7 +36,7 @@ def few_steps(monkeypatch):
 
 
 def test_a_stream_is_screened_and_the_screen_can_be_used_again(cli, place, tmp_path):
-    words = ("--weights", place / "w.safetensors", "--clean", place / "clean.npz", "--out", tmp_path / "run")
+    words = (*NETWORK, "--weights", place / "w.safetensors", "--clean", place / "clean.npz", "--out", tmp_path / "run")
     done = cli("screen", "--data", place / "stream.npz", "--alpha", "10%", "--layers", "blocks:2", *words)
     assert done.code == 0, done.err
     flags = json.loads((tmp_path / "run" / "flags.json").read_text())
@@ -51,7 +54,8 @@ def test_a_stream_is_screened_and_the_screen_can_be_used_again(cli, place, tmp_p
 @pytest.mark.parametrize("calibration", ["clean-only", "own-trigger"])
 def test_a_network_is_cleansed_and_what_was_stored_does_what_was_said(cli, place, tmp_path, calibration):
     done = cli(
-        "cleanse", "--weights", place / "w.safetensors", "--clean", place / "clean.npz", "--calibration", calibration,
+        "cleanse", *NETWORK, "--weights", place / "w.safetensors", "--clean", place / "clean.npz",
+        "--calibration", calibration,
         "--epochs", "2", "--attacked", place / "bad.npz", "--attack-target", "1", "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -68,15 +72,16 @@ def test_a_network_is_cleansed_and_what_was_stored_does_what_was_said(cli, place
     success = float((found[torch.from_numpy(bad["y"]) != 1] == 1).float().mean())
     assert success == pytest.approx(results["figures"]["attack success"][1])
     again = cli(
-        "cleanse", "--weights", tmp_path / "run" / "cleansed.safetensors", "--clean", place / "clean.npz", "--skip",
-        "layer2.1.skip", "--epochs", "1", "--attacked", place / "bad.npz", "--attack-target", "1",
+        "cleanse", *NETWORK, "--weights", tmp_path / "run" / "cleansed.safetensors", "--clean", place / "clean.npz",
+        "--skip", "layer2.1.skip", "--epochs", "1", "--attacked", place / "bad.npz", "--attack-target", "1",
         "--out", tmp_path / "2",
     )  # fmt: skip
     assert again.code == 0 and f"{skip} stay turned down" in again.err, again.err
     second = json.loads((tmp_path / "2" / "results.json").read_text())
     assert second["figures"]["attack success"][0] == results["figures"]["attack success"][1]
     assert json.loads((tmp_path / "2" / "cleansed.json").read_text())["skips"] == {skip: 0.0, "layer2.1.skip": 0.0}
-    refused = cli("cleanse", "--weights", tmp_path / "run" / "cleansed.safetensors", "--out", tmp_path / "3")
+    words = (*NETWORK, "--weights", tmp_path / "run" / "cleansed.safetensors", "--clean", "bundled:digits")
+    refused = cli("cleanse", *words, "--out", tmp_path / "3")
     assert refused.code == 2 and f"{skip} of this network are turned down already" in refused.err
     page = (tmp_path / "run" / "report.html").read_text()
     assert f"With {skip} turned down" in page and "Nothing is finished" not in page
@@ -84,7 +89,8 @@ def test_a_network_is_cleansed_and_what_was_stored_does_what_was_said(cli, place
 
 def test_few_layers_are_hardened_and_both_states_are_stored(cli, place, tmp_path):
     done = cli(
-        "harden", "--weights", place / "w.safetensors", "--data", place / "clean.npz", "--eps", "0.1", "--steps", "1",
+        "harden", *NETWORK, "--weights", place / "w.safetensors", "--data", place / "clean.npz", "--eps", "0.1",
+        "--steps", "1",
         "--epochs", "2", "--reselect", "1", "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -161,7 +167,7 @@ def test_other_images_under_the_same_name_are_not_taken_for_those_of_the_run(cli
 
 @pytest.mark.parametrize("criterion", ["feature_fragility", "skip_suppression", "class_separation", "robust_capacity"])
 def test_criteria_of_images_are_scored_and_their_scores_choose_what_is_hardened(cli, place, tmp_path, criterion):
-    words = ("--model", "keylayers.models.digits:digits_resnet", "--weights", place / "w.safetensors")
+    words = (*NETWORK, "--weights", place / "w.safetensors")
     done = cli("score", criterion, *words, "--data", place / "clean.npz", "--out", tmp_path / "run", "--records", "60")
     assert done.code == 0, done.err
     scores = load_scores(tmp_path / "run" / f"{criterion}.json")
@@ -169,7 +175,8 @@ def test_criteria_of_images_are_scored_and_their_scores_choose_what_is_hardened(
     assert scores.provenance.data[0]["records"] == 60 and len(scores.values) == len(scores.layers)
     if criterion != "feature_fragility":
         return
-    words = ("--weights", place / "w.safetensors", "--data", place / "clean.npz", "--eps", "0.1", "--steps", "1")
+    words = (*NETWORK, "--weights", place / "w.safetensors", "--data", place / "clean.npz", "--eps", "0.1")
+    words += ("--steps", "1")
     words += ("--epochs", "1", "--select", "top:2", "--scores", tmp_path / "run" / f"{criterion}.json")
     assert cli("harden", *words, "--out", tmp_path / "hard").code == 0
     ((_, names),) = json.loads((tmp_path / "hard" / "results.json").read_text())["selections"]
@@ -254,7 +261,8 @@ def test_layers_are_chosen_and_checked_on_images_of_all_classes_of_a_sorted_file
     monkeypatch.setattr(hardening, "feature_fragility", choosing)
     monkeypatch.setattr(hardening, "sanity", checking)
     done = cli(
-        "harden", "--weights", place / "w.safetensors", "--data", tmp_path / "sorted.npz", "--eps", "0.1", "--steps",
+        "harden", *NETWORK, "--weights", place / "w.safetensors", "--data", tmp_path / "sorted.npz", "--eps", "0.1",
+        "--steps",
         "1", "--epochs", "1", "--loss", "pgd-at", "--out", tmp_path / "run",
     )  # fmt: skip
     assert done.code == 0, done.err
@@ -304,6 +312,7 @@ def test_by_tau_all_clean_images_are_the_reference(cli, place, tmp_path, monkeyp
         return fit_screen(model, chosen, reference, calibration, settings)
 
     monkeypatch.setattr(screening, "fit_screen", fitting)
-    words = ("--weights", place / "w.safetensors", "--clean", place / "clean.npz", "--data", place / "stream.npz")
+    words = (*NETWORK, "--weights", place / "w.safetensors", "--clean", place / "clean.npz")
+    words += ("--data", place / "stream.npz")
     done = cli("screen", *words, "--tau", "2.5", "--layers", "blocks:2", "--out", tmp_path / "run")
     assert done.code == 0 and seen == [(len(np.load(place / "clean.npz")["y"]), None)], done.err

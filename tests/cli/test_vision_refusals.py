@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from keylayers.cli.options import DIGITS
 from keylayers.cli.vision import fraction
 from keylayers.errors import BadInput
 
+NETWORK = ("--model", DIGITS)
 NO_SKIP = "tests.cli.test_vision_refusals:plain_network"
 
 
@@ -39,7 +41,7 @@ def _damaged(place, tmp_path, **changes):
 )
 def test_bad_images_are_told(cli, place, tmp_path, command, changes, said):
     given = _damaged(place, tmp_path, **changes)
-    words = ["--weights", place / "w.safetensors", "--data" if command == "harden" else "--clean", given]
+    words = [*NETWORK, "--weights", place / "w.safetensors", "--data" if command == "harden" else "--clean", given]
     words += ["--data", place / "stream.npz"] if command == "screen" else []
     done = cli(command, *words, "--out", tmp_path / "run")
     assert done.code == 2 and said in done.err and "Traceback" not in done.err, done.err
@@ -48,7 +50,7 @@ def test_bad_images_are_told(cli, place, tmp_path, command, changes, said):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("cleanse", "--model", NO_SKIP), "no skip"),
+        (("cleanse", "--model", NO_SKIP, "--clean", "bundled:digits"), "no skip"),
         (("cleanse", "--skip", "layer9"), "unknown layer 'layer9'|layer9"),
         (("cleanse", "--calibration", "oracle"), "unknown calibration 'oracle'"),
         (("cleanse", "--attack-target", "1"), "--attacked and --attack-target go together"),
@@ -56,8 +58,11 @@ def test_bad_images_are_told(cli, place, tmp_path, command, changes, said):
         (("harden", "--eps", "eight"), "--eps eight: expected a radius such as 8/255"),
         (("harden", "--steps", "0"), "attacks of 0 steps (--steps) move no image"),
         (("harden", "--reselect", "-1"), "--reselect -1: expected epochs, or 0 for never"),
-        (("harden", "--model", NO_SKIP), "there is nothing to choose among"),
-        (("screen", "--model", "bundled:llama", "--data", "bundled:digits"), "is a model of texts"),
+        (("harden", "--model", NO_SKIP, "--data", "bundled:digits"), "there is nothing to choose among"),
+        (
+            ("screen", "--model", "bundled:llama", "--clean", "bundled:digits", "--data", "bundled:digits"),
+            "is a model of texts",
+        ),
         (("harden", "--epochs", "0"), "hardening for 0 epochs changes nothing"),
         (("harden", "--batch-size", "0"), "expected at least 0 epochs, and 1 image in a batch"),
         (("cleanse", "--lr", "-1"), "learning rate is -1.0: expected a number above 0"),
@@ -84,18 +89,39 @@ def test_attacked_images_are_looked_at_before_the_work(cli, place, tmp_path, tar
     0."""
     np.savez(tmp_path / "bad.npz", x=np.load(place / "bad.npz")["x"][:20], y=np.full(20, labels))
     done = cli(
-        "cleanse", "--weights", place / "w.safetensors", "--clean", place / "clean.npz", "--out", tmp_path / "run",
-        "--attacked", tmp_path / "bad.npz", "--attack-target", target,
+        "cleanse", *NETWORK, "--weights", place / "w.safetensors", "--clean", place / "clean.npz",
+        "--out", tmp_path / "run", "--attacked", tmp_path / "bad.npz", "--attack-target", target,
     )  # fmt: skip
     assert done.code == 2 and said in done.err and not (tmp_path / "run" / "cleansed.safetensors").exists(), done.err
 
 
 def test_images_are_not_scored_by_what_is_learnt_from_texts_nor_texts_by_images(cli, place, tmp_path):
-    words = ("--model", "keylayers.models.digits:digits_resnet", "--data", place / "clean.npz")
+    words = (*NETWORK, "--data", place / "clean.npz")
     done = cli("score", "learned_mask", *words, "--out", tmp_path / "run")
     assert done.code == 2 and "holds images, and learned_mask needs what tuning changed" in done.err
-    done = cli("score", "feature_fragility", "--out", tmp_path / "other")
+    done = cli("score", "feature_fragility", *NETWORK, "--data", "bundled:pirate", "--out", tmp_path / "other")
     assert done.code == 2 and "feature_fragility takes images, and --data bundled:pirate holds none" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("harden", "--data", "mine.npz"), "'--model'"),
+        (("harden", "--model", "mine:net"), "'--data'"),
+        (("cleanse", "--weights", "w.safetensors"), "'--model'"),
+        (("cleanse", "--model", "mine:net"), "'--clean'"),
+        (("screen", "--data", "s.npz", "--clean", "mine.npz"), "'--model'"),
+        (("screen", "--clean", "mine.npz"), "'--data'"),
+    ],
+)
+def test_the_bundled_digits_stand_for_nothing_of_the_users_own(cli, words, said):
+    done = cli(*words)
+    assert done.code == 2 and f"Missing option {said}" in done.err
+
+
+def test_the_bundled_digits_are_named_where_they_serve(cli):
+    done = cli("harden", "--epochs", "0")
+    assert done.code == 2 and "no --model and no --data: taking the bundled digits and an untrained network" in done.err
 
 
 def test_a_radius_is_a_fraction_or_a_number():

@@ -12,13 +12,14 @@ from keylayers.doctor.request import DoctorRequest, admit
 from keylayers.errors import BadInput, BadSelection
 from keylayers.exports.target import export
 from keylayers.models.loading import LoadedModel, load_model
+from keylayers.recipes.inputs import Inputs
 from keylayers.scores import select
 from tests.layers.helpers import full_state, same_state
 from tests.tiny_models import build
 
 
 def found(loaded: LoadedModel, findings: dict[str, Check] | None = None) -> dict[str, Ability]:
-    given = admit(DoctorRequest(seq=8), loaded)
+    given = admit(DoctorRequest(Inputs("it"), seq=8), loaded)
     given.patient.findings.update(findings or {})
     with torch.random.fork_rng():
         return {one.command: one for one in abilities(given.patient, given.layers, given.selections[0])}
@@ -48,7 +49,7 @@ def test_the_bundled_model_can_be_scored_tuned_reverted_and_exported():
 def test_export_verdicts_are_exports_own():
     model = build("olmoe")
     verdicts = found(LoadedModel(model, "it"))
-    selection = admit(DoctorRequest(seq=8), LoadedModel(model, "it")).selections[0]
+    selection = admit(DoctorRequest(Inputs("it"), seq=8), LoadedModel(model, "it")).selections[0]
     for target in exports.TARGETS:
         try:
             export(model, selection, target)
@@ -67,7 +68,7 @@ def test_a_shared_weight_cannot_train_in_full_and_is_named():
     assert verdict.verdict == "partly" and verdict.why.startswith("20 of 21 layers; not model.layers.1.mlp.down_proj: ")
     assert "is tied to" in verdict.why
     with pytest.raises(BadSelection):
-        selected_parameters(model, select(admit(DoctorRequest(), LoadedModel(model, "it")).layers, "all"))
+        selected_parameters(model, select(admit(DoctorRequest(Inputs("it")), LoadedModel(model, "it")).layers, "all"))
 
 
 def test_failed_gates_forbid_what_rests_on_them():

@@ -24,6 +24,7 @@ from keylayers.layers import find_blocks, named_layers
 from keylayers.layers.restoring import restored
 from keylayers.measures.objective import language_loss
 from keylayers.models.loading import LoadedModel, load_model
+from keylayers.recipes.inputs import Inputs
 from keylayers.scores import Selection, select
 from keylayers.training.activations import kept_for_backward
 from keylayers.training.adapters import LoraSettings, attach_lora
@@ -31,7 +32,7 @@ from tests.criteria.examples import evidence_of, lora_deltas, suited
 from tests.layers.helpers import full_state, same_state
 from tests.tiny_models import build
 
-QUICK = DoctorRequest(seq=16, batch=4, records=10, rank=2, sample=4)
+QUICK = DoctorRequest(Inputs("it"), seq=16, batch=4, records=10, rank=2, sample=4)
 SETTINGS = {"learned_mask": LearnedMask(steps=5, seeds=2), "path_integral": PathIntegral(points=3)}
 SETTINGS["robust_capacity"] = RobustCapacity(steps=2, attack_steps=3)
 
@@ -142,7 +143,7 @@ def test_the_higher_the_lowest_block_the_less_is_kept():
 def test_a_step_takes_about_as_long_as_forecast():
     """Within a factor of two of a step that really trains, in one run; the best of three tries on a busy machine."""
     loaded = load_model("bundled:llama")
-    given = admit(DoctorRequest(seq=64, batch=2, sample=4), loaded)
+    given = admit(DoctorRequest(Inputs("it"), seq=64, batch=2, sample=4), loaded)
     selection = select(given.layers, "last:30%")
 
     def ratio() -> float:
@@ -174,7 +175,7 @@ def test_a_step_takes_about_as_long_as_forecast():
 def test_scoring_takes_about_as_long_as_forecast(name):
     """Within a factor of two and a half, in one run, best of three; what is done once per call is not forecast."""
     model = build("llama")
-    given = admitted(model, DoctorRequest(seq=64, batch=8, records=48))
+    given = admitted(model, DoctorRequest(Inputs("it"), seq=64, batch=8, records=48))
     deltas = lora_deltas(model, given.layers)
     batch = {**given.work.batch, "labels": given.work.batch["input_ids"]}
     evidence = Evidence(model=model, deltas=deltas, data=[batch] * given.work.batches)

@@ -14,7 +14,7 @@ from keylayers.layers import gated, named_layers
 from keylayers.layers.deltas import deltas_from_checkpoints
 from keylayers.measures.loss import example_losses
 from keylayers.recipes import share as module
-from keylayers.recipes.inputs import prepare_data
+from keylayers.recipes.inputs import Inputs, prepare_data
 from keylayers.recipes.score import score
 from keylayers.recipes.share import ShareRequest, choose_share, settings_of
 from keylayers.runs import open_run
@@ -122,7 +122,7 @@ def test_in_every_architecture_nothing_kept_is_the_base_and_one_layer_kept_that_
     scores = LayerScores(layers, np.arange(float(len(layers))), "planted", "linear")
     gates, rest = deltas.uniform(0.0), torch.zeros(())
     with open_run(tmp_path, "share", {}) as run, gated(base, deltas, lambda: gates, rest) as model:
-        work = module._Work(ShareRequest("x"), run, scores, model, gates, rest)
+        work = module._Work(ShareRequest("x", Inputs("x")), run, scores, model, gates, rest)
         records = module._Records("calibration", batch)  # type: ignore[arg-type]
         found = [one.mean for one in (*work.ends(records), work.losses(records, "top-1", work.sets(1)["top-1"]))]
     assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())

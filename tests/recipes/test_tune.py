@@ -230,7 +230,7 @@ def test_lora_on_whole_blocks_is_refused_before_anything_trains(world, tmp_path)
 @pytest.mark.parametrize("change", [{"seeds": 0}, {"settings": dataclasses.replace(QUICK, method="loraa")}])
 def test_impossible_requests_are_refused_when_they_are_made(change):
     with pytest.raises((BadInput, UnknownName)):
-        TuneRequest(**change)
+        TuneRequest(Inputs("nowhere"), **change)
 
 
 def test_scores_of_another_model_say_what_differs(tmp_path):
