@@ -112,6 +112,7 @@ def test_few_layers_are_hardened_and_both_states_are_stored(cli, place, tmp_path
 def test_what_was_stopped_goes_on_after_its_last_epoch(cli, place, tmp_path, monkeypatch, command):
     words = (
         command,
+        *NETWORK,
         "--weights",
         place / "w.safetensors",
         "--data" if command == "harden" else "--clean",
@@ -153,7 +154,8 @@ def test_other_images_under_the_same_name_are_not_taken_for_those_of_the_run(cli
     images, weights = tmp_path / "x.npz", tmp_path / "w.safetensors"
     images.write_bytes((place / "clean.npz").read_bytes())
     weights.write_bytes((place / "w.safetensors").read_bytes())
-    words = (command, "--weights", weights, *(word.format(x=images) for word in words), "--out", tmp_path / "run")
+    words = (command, *NETWORK, "--weights", weights, *(word.format(x=images) for word in words))
+    words += ("--out", tmp_path / "run")
     done = cli(*words)
     assert done.code == 0, done.err
     page = (tmp_path / "run" / "report.html").read_text()
@@ -299,7 +301,7 @@ def test_layers_are_hardened_in_the_order_they_run(cli, tmp_path, monkeypatch):
     monkeypatch.setattr(hardening, "feature_fragility", scoring)
     monkeypatch.setattr(hardening, "_measured", lambda *_: ({"clean": 0.0}, ()))
     words = ("--model", "tests.cli.test_vision:backwards", "--steps", "1", "--epochs", "1", "--select", "top:1")
-    done = cli("harden", *words, "--out", tmp_path / "run")
+    done = cli("harden", *words, "--data", "bundled:digits", "--out", tmp_path / "run")
     assert done.code == 0 and seen == [["early", "late"]], done.err
 
 
