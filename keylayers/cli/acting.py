@@ -24,7 +24,10 @@ def tune(
     max_length: o.MaxLength = None,
     steps: Annotated[int, typer.Option(help="Training steps.")] = 200,
     lr: Annotated[
-        list[float] | None, typer.Option(help="Learning rate; several: each arm takes its best on calibration data.")
+        list[float] | None,
+        typer.Option(
+            help="Learning rate; of several, each tried with every seed, an arm takes its best on calibration data."
+        ),
     ] = None,
     batch_size: o.BatchSize = 16,
     rank: o.Rank = 8,

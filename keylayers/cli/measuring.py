@@ -80,7 +80,10 @@ def league(
         list[str] | None, typer.Option(help="Only entrants of this criterion; repeat for several.")
     ] = None,
     seeds: Annotated[int, typer.Option(help="Procedures per entrant, 2 or more.")] = 3,
-    lr: Annotated[list[float] | None, typer.Option(help="Learning rates to choose from; default 1e-2, 3e-2.")] = None,
+    lr: Annotated[
+        list[float] | None,
+        typer.Option(help="Learning rates to choose from, each tried with every seed; default 1e-2, 3e-2."),
+    ] = None,
     steps: Annotated[int, typer.Option(help="Of every training.")] = 60,
     batch_size: o.BatchSize = 8,
     rank: o.Rank = 8,

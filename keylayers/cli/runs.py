@@ -110,7 +110,7 @@ def run_tune(options: dict[str, Any]) -> None:
         write_json(folder / "comparison.json", asdict(result))
         if scores is not None:
             save(scores, folder / "scores.json")  # what the layers were chosen by; the report shows it
-    say(table(COLUMNS, result.rows()))
+    say("\n".join((table(COLUMNS, result.rows()), *result.notes())))
     say(f"before tuning {result.base_loss:.4f} nats per token; test records only; ± is a 95 % interval over seeds")
     say(f"the tuned model is in {folder / 'tuned'}; everything else in {folder}")
     end_with_report(folder)

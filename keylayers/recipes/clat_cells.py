@@ -58,9 +58,8 @@ class Plan:
     learning_rate: float
     """Of the start, and the first that arms are offered."""
     rates: tuple[float, ...] = (1.0, 0.3)
-    """Offered to every arm, times that; each takes what leaves calibration images most robust after the last epoch."""
-    chosen_by: int = 2
-    """Seeds whose mean decides."""
+    """Offered to every arm, times that; over all seeds each takes what leaves calibration images most robust after the
+    last epoch."""
     test_steps: int = 20
     """Of the attacks of testing, with two restarts."""
 

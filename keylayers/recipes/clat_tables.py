@@ -8,6 +8,7 @@ import numpy as np
 
 from keylayers.recipes.clat import ARMS, RIFT, START, Results
 from keylayers.recipes.image_tasks import caveats
+from keylayers.recipes.retraining import BLEW_UP
 from keylayers.report.words import and_list, plural
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
 
@@ -98,12 +99,12 @@ def arms_table(one: Results) -> Table:
                 "" if arm == "CLAT" else difference(one.values("CLAT", "robust"), robust),
                 f"{one.values(arm, 'loss').mean():.3f}", f"{one.values(arm, 'features').mean():.3f}",
                 f"{one.values(arm, 'clean', 'best').mean():.3f}", f"{one.values(arm, 'robust', 'best').mean():.3f}",
-                f"{flags} of {len(robust)}", _diverged(one, arm),
+                f"{flags} of {len(robust)}", _blew_up(one, arm),
             )
         )  # fmt: skip
     columns = (
         "arm", "trained", "attacks", "lr", "clean, last", "robust, last", "CLAT minus this",
-        "under attacks on the loss", "on the features", "clean, best", "robust, best", "flagged", "diverged",
+        "under attacks on the loss", "on the features", "clean, best", "robust, best", "flagged", "blew up",
     )  # fmt: skip
     plan, task = one.hardening.plan, one.hardening.task
     notes = (
@@ -115,8 +116,9 @@ def arms_table(one: Results) -> Table:
         "and where that is 0 with every seed nothing is claimed of it. *Attacks*: of a training step. *lr*: of those "
         f"offered ({', '.join(f'{rate * plan.learning_rate:g}' for rate in plan.rates)}) the one that left calibration "
         "images most robust after the last epoch (a tenth of the rate is not chosen), mean of "
-        f"{plural(min(plan.chosen_by, one.hardening.seeds), 'seed')}; {_lowest(one)}. *Diverged*: "
-        "seeds whose training broke off; no image counts as right.",
+        f"{plural(one.hardening.seeds, 'seed')}, of those at which the fewest trainings blew up; {_lowest(one)}. *Blew "
+        "up*: seeds whose training broke off, so that no image counts as right, or left fewer than half as many "
+        "calibration images right as the arm's other seeds at that rate (median; of 3 seeds or more).",
         *filter(None, [caveats(task)]),
     )
     return Table(f"{task.name}: what training few layers adds", columns, tuple(rows), notes)
@@ -137,8 +139,8 @@ def _rate(one: Results, arm: str) -> str:
     return f"{one.rates[arm] * one.hardening.plan.learning_rate:g}" if arm in one.rates else ""
 
 
-def _diverged(one: Results, arm: str) -> str:
-    count = sum("diverged" in each for each in one.arms[arm])
+def _blew_up(one: Results, arm: str) -> str:
+    count = sum(bool(each.get("diverged") or each.get(BLEW_UP)) for each in one.arms[arm])
     return f"{count} of {len(one.arms[arm])}" if count else ""
 
 

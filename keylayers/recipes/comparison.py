@@ -7,6 +7,7 @@ from typing import Any
 
 from keylayers.errors import Diverged
 from keylayers.measures import paired_difference, t_interval
+from keylayers.measures.blow_ups import noted, with_rate
 
 COLUMNS = (
     "layers chosen by",
@@ -37,9 +38,11 @@ class Arm:
     seconds: float
     """Mean training time of a seed."""
     peak_bytes: int
+    blew_up: tuple[str, ...] = ()
+    """For each seed why its training is taken to have blown up; empty text where it did not."""
 
     @classmethod
-    def of(cls, policy: str, rate: float, results: Sequence[Mapping[str, Any]]) -> "Arm":
+    def of(cls, policy: str, rate: float, results: Sequence[Mapping[str, Any]], blew_up: Sequence[str] = ()) -> "Arm":
         """The arm of these results, one per seed. Raises Diverged if a held-out loss is not finite."""
         losses = tuple(result["test_loss"] for result in results)
         if not all(map(math.isfinite, losses)):
@@ -57,6 +60,7 @@ class Arm:
             round(mean("trainable")),
             mean("seconds"),
             max(result["peak_bytes"] for result in results),
+            tuple(blew_up),
         )
 
 
@@ -66,6 +70,10 @@ class Comparison:
 
     base_loss: float
     arms: tuple[Arm, ...]
+
+    def notes(self) -> tuple[str, ...]:
+        """What the table's reader must know of trainings that blew up; none where none did."""
+        return noted({arm.policy: arm.blew_up for arm in self.arms})
 
     def rows(self) -> list[tuple[str, ...]]:
         """Lines of a table, one per arm."""
@@ -78,7 +86,7 @@ class Comparison:
                 f"{arm.layers}",
                 f"{arm.size_share:.1%}",
                 f"{arm.trainable:,}",
-                f"{arm.learning_rate:g}",
+                with_rate(arm.learning_rate, arm.blew_up),
                 f"{arm.seconds:.1f}",
                 f"{arm.peak_bytes / 2**20:,.0f}",
             )

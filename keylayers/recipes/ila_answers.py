@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keylayers.recipes.blow_ups import noted, with_rate
+from keylayers.measures.blow_ups import noted, with_rate
 from keylayers.recipes.ila_frugal import EARLY, SHORT, WHOLE, Chosen
 from keylayers.recipes.ila_reasoning import Answered
 from keylayers.recipes.ila_sweeps import Swept

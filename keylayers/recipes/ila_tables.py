@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from keylayers.recipes.blow_ups import noted, with_rate
+from keylayers.measures.blow_ups import noted, with_rate
 from keylayers.recipes.ila import Study, TaskResults
 from keylayers.recipes.ila_answers import (
     frugal_claims,

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from keylayers.maths.ranks import average_ranks
+from keylayers.measures.blow_ups import noted, with_rate
 from keylayers.measures.intervals import t_interval
-from keylayers.recipes.blow_ups import noted, with_rate
 from keylayers.recipes.league import Played
 from keylayers.recipes.league_plan import BEST, BLOCK, BLOCKS, ENTRANTS, KINDS, THIN, TURNS
 from keylayers.recipes.retraining import ALL, RANDOM, blow_ups

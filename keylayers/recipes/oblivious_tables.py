@@ -10,7 +10,7 @@ import numpy as np
 from keylayers.maths.ranks import spearman
 from keylayers.maths.shifts import ShiftTest
 from keylayers.measures.backdoor import LEAST_SUCCESS, effectiveness
-from keylayers.recipes.blow_ups import noted, with_rate
+from keylayers.measures.blow_ups import noted, with_rate
 from keylayers.recipes.oblivious import Study
 from keylayers.recipes.oblivious_claims import claims
 from keylayers.recipes.oblivious_plan import RELEASED

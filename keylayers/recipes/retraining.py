@@ -6,8 +6,8 @@ from itertools import product
 from statistics import fmean
 from typing import Any
 
+from keylayers.measures.blow_ups import best_rate, blown_up
 from keylayers.recipes.bench import Task
-from keylayers.recipes.blow_ups import best_rate, blown_up
 from keylayers.recipes.desk import Desk, averaged
 from keylayers.runs import note
 from keylayers.scores import LayerScores

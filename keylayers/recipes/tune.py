@@ -1,7 +1,8 @@
 """Tune selected layers and, beside them, other choices at the same steps and seeds; measure all on held-out data."""
 
+import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from torch import nn
 
 from keylayers.actions.tune import TuneSettings, check_method, tune
 from keylayers.actions.tuning import selected_parameters
-from keylayers.errors import BadInput, BadScores
+from keylayers.errors import BadInput, BadScores, Diverged
 from keylayers.layers.blocks import scalars
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import logical_shape, parameters_of
+from keylayers.measures.blow_ups import best_rate, blown_up
 from keylayers.measures.loss import example_losses
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.comparison import COLUMNS, Arm, Comparison, with_interval
@@ -39,7 +41,8 @@ class TuneRequest:
     """Of the layers, where no scores are given."""
     settings: TuneSettings = field(default_factory=TuneSettings)
     learning_rates: tuple[float, ...] = ()
-    """More than one: each arm takes the one with the lowest calibration loss at the first seed."""
+    """More than one: each arm tries all with every seed, and takes the one with the lowest mean calibration loss of
+    those at which the fewest trainings blew up."""
     seeds: int = 1
 
     def __post_init__(self) -> None:
@@ -76,23 +79,47 @@ def compare_arms(request: TuneRequest, run: RunFolder, scores: LayerScores | Non
         _check(request, loaded.model, choose(scores, layers, policy, seed=0))
     work = _Work(request, run, scores, layers, prepare_data(request.inputs, loaded, splits))
     base = run.part("base", lambda: {"loss": example_losses(loaded.model, work.data.test).mean})["loss"]
+    before = run.part("base-calibration", lambda: {"loss": example_losses(loaded.model, work.data.calibration).mean})
     del loaded  # every arm loads its own
     note(f"held-out loss before tuning: {base:.4f} nats per token")
-    tries = len(request.rates) if len(request.rates) > 1 else 0
     arms = []
-    total = len(request.policies) * (request.seeds + tries) * request.settings.training.steps
-    with progress[int](total, "tuning") as bar:
+    trainings = len(request.policies) * request.seeds * len(request.rates)
+    if len(request.rates) > 1:
+        note(f"every arm tries {len(request.rates)} learning rates with every seed: {trainings} trainings")
+    with progress[int](trainings * request.settings.training.steps, "tuning") as bar:
         for policy in request.policies:
-            rate = request.rates[0]
-            if tries:
-                tried = {rate: work.result(policy, 0, rate, bar)["calibration_loss"] for rate in request.rates}
-                rate = min(tried, key=lambda rate: tried[rate])
-            results = [work.result(policy, seed, rate, bar) for seed in range(request.seeds)]
-            arms.append(Arm.of(policy, rate, results))
+            tried = {
+                rate: [work.result(policy, seed, rate, bar) for seed in range(request.seeds)] for rate in request.rates
+            }
+            rate, reasons = _best(policy, tried, before["loss"])
+            arms.append(Arm.of(policy, rate, tried[rate], reasons))
             if policy == request.select:
                 work.publish(rate)
             note(f"{policy}: held-out loss {with_interval(arms[-1].losses)}")
     return Comparison(base, tuple(arms))
+
+
+def _best(
+    policy: str, tried: Mapping[float, Sequence[Mapping[str, Any]]], before: float
+) -> tuple[float, tuple[str, ...]]:
+    """The learning rate that serves an arm, and for each seed why its training is taken to have blown up there.
+
+    Raises:
+        Diverged: if a training diverged at every rate.
+    """
+    losses = {rate: [result.get("calibration_loss", math.nan) for result in each] for rate, each in tried.items()}
+    reasons = {
+        rate: tuple(result.get("diverged") or reason for result, reason in zip(tried[rate], each, strict=True))
+        for rate, each in blown_up(losses, before).items()
+    }
+    for rate, each in reasons.items():
+        for seed, reason in enumerate(each):
+            if reason:
+                note(f"{policy}: the training of seed {seed} at --lr {rate:g} blew up: {reason}")
+    rate = best_rate(losses, reasons)
+    if broken := [result["diverged"] for result in tried[rate] if "diverged" in result]:
+        raise Diverged(f"{policy}: a training diverged at every learning rate that was offered; {broken[0]}")
+    return rate, reasons[rate]
 
 
 def choose(scores: LayerScores | None, layers: Sequence[Layer], policy: str, seed: int) -> Selection:
@@ -163,10 +190,19 @@ class _Work:
         def report(step: int, steps: int, loss: float) -> None:
             bar.advance(start + step - bar.done, text=f"{policy} loss {loss:.3f}")
 
-        found = self.run.part(name, lambda: self._train(policy, seed, rate, report))
+        found = self.run.part(name, lambda: self._trained(policy, seed, rate, report))
         forget(self._folder(name))
         bar.advance(start + steps - bar.done, text=policy)
         return found
+
+    def _trained(self, policy: str, seed: int, rate: float, report: Any) -> dict[str, Any]:
+        """One of several rates may diverge: it is passed over, unless no other is left."""
+        try:
+            return self._train(policy, seed, rate, report)
+        except Diverged as error:
+            if len(self.request.rates) == 1:
+                raise
+            return {"diverged": str(error)}
 
     def publish(self, rate: float) -> None:
         """Makes the first arm's model the run's result; the models of other learning rates are deleted."""

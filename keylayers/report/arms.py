@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from keylayers.errors import BadInput
@@ -40,6 +41,8 @@ class Arm:
     chosen: tuple[tuple[str, ...], ...] = ()
     """Names of the trained layers, one tuple per seed; empty where the parts are gone."""
     curves: tuple[Curve, ...] = ()
+    blew_up: tuple[str, ...] = ()
+    """For each seed why its training is taken to have blown up; empty text where it did not."""
 
     @property
     def mean(self) -> float:
@@ -119,7 +122,7 @@ def _parts(folder: Path, gaps: list[str]) -> dict[str, Results]:
     for path in sorted((folder / "parts").glob("*.json")):
         name = PART.fullmatch(path.stem)
         value = _part(path, gaps) if name else None
-        if name is None or value is None:
+        if name is None or value is None or "diverged" in value:  # of one of several rates, which was passed over
             continue
         try:
             rate, seed = float(name["rate"]), int(name["seed"])
@@ -157,6 +160,7 @@ def _stored_arm(record: Mapping[str, Any], found: Results) -> Arm:
         peak_bytes=int(record["peak_bytes"]),
         chosen=tuple(tuple(map(str, result["layers"])) for result in results),
         curves=_curves(str(record["policy"]), results),
+        blew_up=tuple(map(str, record.get("blew_up", ()))),
     )
 
 
@@ -184,4 +188,4 @@ def _curves(policy: str, results: list[dict[str, Any]]) -> tuple[Curve, ...]:
 
 
 def _calibration(results: dict[int, dict[str, Any]]) -> float:
-    return float(results[min(results)].get("calibration_loss", 0.0))
+    return fmean(float(result.get("calibration_loss", 0.0)) for result in results.values())

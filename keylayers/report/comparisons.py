@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from keylayers.errors import KeylayersError
+from keylayers.measures.blow_ups import with_rate
 from keylayers.report.answers import verdict
 from keylayers.report.arms import Arm, Tuning
 from keylayers.report.collect import CUT, Collected, Ranking
 from keylayers.report.shapes import Scale, scale
-from keylayers.report.words import and_list, number, plural, policy_words, share, whole, with_half_width
+from keylayers.report.words import MINUS, and_list, number, plural, policy_words, share, whole, with_half_width
 from keylayers.scores import AgreementTable, agreements
 from keylayers.scores.agreement import NULLS, Acted, p_text
 
@@ -104,7 +105,7 @@ def arms_view(tuning: Tuning) -> ArmsView:
                     whole(arm.layers),
                     share(arm.size_share),
                     whole(arm.trainable),
-                    number(arm.learning_rate),
+                    with_rate(arm.learning_rate, arm.blew_up).replace("-", MINUS),
                 ),
             )
         )

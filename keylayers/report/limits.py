@@ -1,5 +1,6 @@
 """What the runs of a report cannot show, said plainly."""
 
+from keylayers.measures.blow_ups import noted
 from keylayers.report.arms import Tuning
 from keylayers.report.choice import Choice
 from keylayers.report.collect import Collected
@@ -46,6 +47,7 @@ def _limits_of_tuning(tuning: Tuning) -> list[str]:
         said.append("No arm trained random layers, so nothing here tells the choice from chance. Add --against random.")
     elif (draws := sum(1 if "seed=" in arm.policy else len(arm.losses) for arm in random)) < 5:
         said.append(f"The random layers are {plural(draws, 'draw')}; five or more are advisable.")
+    said += noted({arm.policy: arm.blew_up for arm in tuning.arms})
     if len(tuning.arms) > 2:
         said.append("Each interval holds 95 % by itself; they are not adjusted for the number of comparisons.")
     return said

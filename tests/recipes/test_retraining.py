@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from keylayers.measures.blow_ups import best_rate, blown_up, noted, with_rate
 from keylayers.recipes import retraining
-from keylayers.recipes.blow_ups import best_rate, blown_up, noted, with_rate
 from keylayers.recipes.retraining import BLEW_UP, Rates, best_rates, every, retrained
 
 SETS = {"one": every(["a"]), "other": every(["b"])}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from keylayers.actions.tune import TuneSettings
-from keylayers.errors import BadInput, BadScores, BadSelection, UnknownName
+from keylayers.errors import BadInput, BadScores, BadSelection, Diverged, UnknownName
 from keylayers.layers import named_layers
 from keylayers.recipes import tune as module
 from keylayers.recipes.inputs import Inputs
@@ -168,8 +168,30 @@ def test_the_learning_rate_is_chosen_on_calibration_data_whatever_the_test_says(
     assert result.arms[0].losses == (9.0, 9.01)
     for policy in asked.policies:
         mine = [(seed, rate) for name, seed, rate in trained if name == policy]
-        assert mine == [*((0, rate) for rate in RATES), (1, best)]
+        assert mine == [(seed, rate) for rate in RATES for seed in range(2)]
     assert (tmp_path / "run" / "tuned" / "rate").read_text() == str(best)
+
+
+def test_a_rate_at_which_one_seed_blows_up_is_passed_over_and_so_is_one_that_diverges(
+    world, scores, tmp_path, monkeypatch, capsys
+):
+    calibration = {(0.01, 0): 2.0, (0.01, 1): 2.0, (0.1, 0): 1.0, (0.1, 1): 99.0}
+
+    def train(self, policy, seed, rate, report):
+        if rate == 1.0:
+            raise Diverged("the training loss is nan at step 3 of 4")
+        made = pretended({rate: calibration[rate, seed]}, {rate: 1.0}, [])
+        return made(self, policy, seed, rate, report)
+
+    monkeypatch.setattr(module._Work, "_train", train)
+    asked = TuneRequest(world.inputs(), "top:30%", settings=QUICK, learning_rates=(0.01, 0.1, 1.0), seeds=2)
+    (arm,) = compared(asked, tmp_path / "run", scores).arms
+    assert arm.learning_rate == 0.01 and arm.blew_up == ("", "")
+    said = capsys.readouterr().err
+    assert "3 learning rates with every seed: 6 trainings" in said
+    assert "seed 1 at --lr 0.1 blew up: calibration loss 99.000" in said and "the training loss is nan" in said
+    with pytest.raises(Diverged, match="at every learning rate that was offered"):
+        module._best("top:30%", {1.0: [{"diverged": "nan"}], 2.0: [{"diverged": "nan"}]}, 5.0)
 
 
 def test_one_learning_rate_is_not_tried_twice(world, scores, tmp_path, monkeypatch):

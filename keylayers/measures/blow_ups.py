@@ -10,23 +10,25 @@ FEWEST = 3
 """Runs without which none stands apart: of two, nobody can say which is the odd one."""
 
 _RULE = (
-    "A training *blew up* if its calibration loss is not finite, or no lower than before training, or lacks more than "
-    f"{LOST:.0%} of what the arm's other seeds gained at that rate (median; of {FEWEST} seeds or more) while the same "
-    "seed did no worse at a lower rate."
+    "A training blew up if its calibration loss is not finite, or no lower than before training, or lacks more than "
+    f"{LOST:.0%} of what the arm's other seeds gained at that rate (median; of {FEWEST} seeds or more), unless the "
+    "same seed did as badly at a lower rate."
 )
 
 Tried = Mapping[float, Sequence[float]]
 """Learning rate -> loss on calibration records after training, per seed."""
 
 
-def blown_up(tried: Tried, before: float) -> dict[float, tuple[str, ...]]:
+def blown_up(tried: Tried, before: float, lost: float = LOST) -> dict[float, tuple[str, ...]]:
     """Rate -> for each seed why its training is taken to have blown up, by the rule above; empty text where it did not.
 
-    `before`: the same loss before training. A low loss of few seeds at a high rate says little where others of its arm
-    are lost there. A seed that is as badly off at a lower rate has poor layers, not a poor rate.
+    `before`: the same loss before training; `lost`: the share of the others' gain whose lack sets a run apart. A low
+    loss of few seeds at a high rate says little where others of its arm are lost there. A seed that is as badly off at
+    a lower rate has poor layers, not a poor rate.
     """
     return {
-        rate: tuple(_reason(tried, rate, seed, before) for seed in range(len(each))) for rate, each in tried.items()
+        rate: tuple(_reason(tried, rate, seed, before, lost) for seed in range(len(each)))
+        for rate, each in tried.items()
     }
 
 
@@ -52,14 +54,14 @@ def noted(blow_ups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return (f"Blew up: {', '.join(f'{name} ({count})' for name, count in counts.items())}. {_RULE}",) if counts else ()
 
 
-def _reason(tried: Tried, rate: float, seed: int, before: float) -> str:
+def _reason(tried: Tried, rate: float, seed: int, before: float, lost: float) -> str:
     loss = tried[rate][seed]
     others = [other for i, other in enumerate(tried[rate]) if i != seed and math.isfinite(other)]
     if not math.isfinite(loss):
         return f"calibration loss {loss}"
     if loss >= before:
         return f"calibration loss {loss:.3f}, no lower than before training ({before:.3f})"
-    if len(others) + 1 < FEWEST or loss <= median(others) + LOST * (before - median(others)):
+    if len(others) + 1 < FEWEST or loss <= median(others) + lost * (before - median(others)):
         return ""
     if any(tried[lower][seed] >= loss for lower in tried if lower < rate):
         return ""
