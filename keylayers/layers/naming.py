@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.blocks import find_blocks, is_expert_list, scalars
+from keylayers.layers.blocks import find_blocks, scalars
+from keylayers.layers.experts import fused_keys, holds_experts, is_expert_list, members, routers_beside
 from keylayers.layers.layer import GRANULARITIES, Granularity, Layer
 from keylayers.layers.ordering import in_forward_order, visit_order
 from keylayers.layers.skips import skip_layers
@@ -68,7 +69,16 @@ class _Network:
             for name, value in self.parameters.items()
             if (owner := first.setdefault(id(value), name)) != name
         }
-        self.experts = {node.name: fused for node in self.nodes.values() if (fused := self._fused(node))}
+        self.fused = {
+            name: keys
+            for name, node in self.nodes.items()
+            if self.block_of(name) is not None and (keys := fused_keys(node.inner))
+        }
+        self.experts = {
+            name: keys
+            for name, keys in self.fused.items()
+            if holds_experts(name, self.nodes[name].inner, self._parent(name).inner)
+        }
         self.lists = [
             name
             for name, node in self.nodes.items()
@@ -86,23 +96,10 @@ class _Network:
     def _parent(self, name: str) -> Node:
         return self.nodes[name.rpartition(".")[0]]
 
-    def _fused(self, node: Node) -> tuple[str, ...]:
-        """Keys of the 3-D parameters (experts, d_out, d_in) a module of a block owns itself."""
-        if self.block_of(node.name) is None or isinstance(node.inner, _ConvNd | nn.Embedding):
-            return ()
-        return tuple(
-            key for key, value in node.inner._parameters.items() if value is not None and len(logical_shape(value)) == 3
-        )
-
     def _routers_beside(self, name: str) -> Iterable[str]:
-        """Siblings of an expert module that map to one output per expert."""
-        held = self.nodes[name].inner
-        count = len(held) if isinstance(held, nn.ModuleList) else held._parameters[self.experts[name][0]].shape[0]  # type: ignore[union-attr]
         parent = self._parent(name)
-        for key, sibling in parent.inner.named_children():
-            weight = inner_module(sibling)._parameters.get("weight")
-            if weight is not None and len(logical_shape(weight)) == 2 and logical_shape(weight)[0] == count:
-                yield f"{parent.name}.{key}".removeprefix(".")
+        for router in routers_beside(self.nodes[name].inner, parent.inner):
+            yield f"{parent.name}.{router}".removeprefix(".")
 
     def layer(self, name: str, parameters: Iterable[str], kind: str | None = None) -> Layer:
         names = tuple(parameters)
@@ -169,8 +166,8 @@ class _Network:
     def linear_layers(self) -> list[Layer]:
         found = []
         for name, node in self.nodes.items():
-            if name in self.experts:
-                found += [self.layer(f"{name}.{key}", self._with_bias(name, key)) for key in self.experts[name]]
+            if name in self.fused:
+                found += [self.layer(f"{name}.{key}", self._with_bias(name, key)) for key in self.fused[name]]
             weight = node.inner._parameters.get("weight")
             if weight is None or isinstance(node.inner, nn.Embedding | _ConvNd) or name in self.routers:
                 continue
@@ -191,8 +188,8 @@ class _Network:
             owned = [parameter for key in keys for parameter in self._with_bias(name, key)]
             found += [self.layer(f"{name}[{e}]", (f"{p}[{e}]" for p in owned)) for e in range(count)]
         for name in self.lists:
-            members = self.nodes[name].inner.named_children()
-            found += [self.layer(f"{name}.{index}", self.below(f"{name}.{index}")) for index, _ in members]
+            places = [f"{name}.{key}" for key in members(self.nodes[name].inner)]
+            found += [self.layer(place, self.below(place)) for place in places]
         return found
 
     def router_layers(self) -> list[Layer]:
