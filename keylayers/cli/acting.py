@@ -35,6 +35,8 @@ def tune(
     checkpointing: Annotated[bool, typer.Option(help="Recompute activations: less memory, more time.")] = False,
     fresh: o.Fresh = False,
     config: o.Config = None,
+    template: o.Template = "auto",
+    bad_share: o.BadShare = 0.01,
     dtype: o.Dtype = "auto",
     allow_pickle: o.AllowPickle = False,
     trust_remote_code: o.TrustRemoteCode = False,

@@ -75,6 +75,7 @@ def _request(settings: dict[str, Any]) -> Any:
     given = {name: settings[name] for name in ("model", "weights", "dtype", "allow_pickle", "trust_remote_code")}
     if settings["data"] is not None:
         given |= {"data": settings["data"], "held_out": settings["records"], "max_length": settings["seq"]}
+        given |= {name: settings[name] for name in ("template", "bad_share")}
     chosen = {name: settings[name] for name in ("scores", "select", "seq", "batch", "records", "rank", "sample")}
     return DoctorRequest(Inputs(**given), with_data=settings["data"] is not None, **chosen)
 

@@ -72,7 +72,7 @@ def _league(options: Mapping[str, Any], budgets: tuple[float, ...]) -> Any:
         steps=options["steps"], batch_size=options["batch_size"], learning_rate=rates[0], save_every=10**9
     )
     lora = LoraSettings(options["rank"], 2.0 * options["rank"])
-    shared = {key: options[key] for key in ("records", "held_out", "max_length")}
+    shared = {key: options[key] for key in ("records", "held_out", "max_length", "template", "bad_share")}
     tasks = [
         Task(_name(data), Inputs(options["model"], data, **shared), training, lora, options["control"])
         for data in dict.fromkeys(options["data"])

@@ -61,11 +61,15 @@ Network = Annotated[
 ]
 Clean = Annotated[str | None, typer.Option(help="Clean labelled images: .npz with x and y, or bundled:digits.")]
 NetworkWeights = Annotated[str | None, typer.Option(help="Safetensors for a factory, or over a checkpoint's own.")]
-DATA = "Hub id, .json .jsonl .parquet .csv .txt (also .gz), or bundled:NAME."
+DATA = "Hub id, .json .jsonl .parquet .csv .txt (also .gz), a folder of them, or bundled:NAME."
 Data = Annotated[str, typer.Option(help=DATA)]
 Weights = Annotated[str | None, typer.Option(help="Safetensors for a package.module:factory model.")]
 Granularity = Annotated[str, typer.Option(help="block, sublayer, linear, expert, router, conv or skip.")]
 Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: prompt=NAME, completion=NAME.")]
+Template = Annotated[
+    str, typer.Option(help="Conversations as text: auto, chat, plain, or a text with {prompt} and {completion}.")
+]
+BadShare = Annotated[float, typer.Option(help="Most of the records, as a share, that may be bad and left out.")]
 Records = Annotated[int | None, typer.Option(help="Most training records.")]
 MaxLength = Annotated[int | None, typer.Option(help="Tokens a record is cut at; default: context, at most 512.")]
 BatchSize = Annotated[int, typer.Option(help="Sequences, or images, per step.")]

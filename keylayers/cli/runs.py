@@ -8,6 +8,8 @@ from keylayers.cli.options import pairs
 from keylayers.cli.report import end_with_report
 from keylayers.cli.terminal import quiet_libraries, say, table
 
+LOADING = ("dtype", "allow_pickle", "trust_remote_code")
+
 
 def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     """`keylayers score`."""
@@ -133,7 +135,7 @@ def run_revert(base: str, tuned: str, scores: Path, out: Path, policy: str) -> N
 
 def _inputs(options: dict[str, Any]) -> dict[str, Any]:
     """Arguments of recipes.inputs.Inputs, which is slow to import."""
-    names = ("model", "data", "weights", "max_length", "records", "dtype", "allow_pickle", "trust_remote_code")
+    names = ("model", "data", "weights", "max_length", "records", "template", "bad_share", *LOADING)
     return {**{name: options[name] for name in names}, "columns": pairs(options["columns"], "--column")}
 
 

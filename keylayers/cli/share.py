@@ -28,12 +28,13 @@ def run_share(options: dict[str, Any]) -> None:
     parts = _parts(scores, options["of"])
     note(f"gain curve of {options['tuned']} over {options['model']} on {options['data']}, by {scores.criterion}")
     quiet_libraries()
+    from keylayers.cli.runs import LOADING
     from keylayers.recipes.inputs import Inputs
     from keylayers.recipes.share import ShareRequest, choose_share, settings_of
     from keylayers.report.gain import draw_gain
     from keylayers.runs import open_run, write_json
 
-    names = ("model", "data", "weights", "max_length", "held_out", "dtype", "allow_pickle", "trust_remote_code")
+    names = ("model", "data", "weights", "max_length", "held_out", "template", "bad_share", *LOADING)
     inputs = Inputs(**{name: options[name] for name in names}, columns=pairs(options["columns"], "--column"))
     request = ShareRequest(
         tuned=options["tuned"],

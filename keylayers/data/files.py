@@ -1,8 +1,9 @@
-"""Rows out of files: json, jsonl, csv, tsv, txt (each also gzipped) and parquet; nothing is evaluated or unpickled."""
+"""Rows out of files: json, jsonl, csv, tsv, txt (each also gzipped), parquet and arrow; nothing is evaluated."""
 
 import csv
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +32,7 @@ def file_kind(path: Path) -> str | None:
     """The suffix that decides how a file is read (`.json` for `a.json.gz`), or None if it is not a data file."""
     name = path.name.lower()
     suffix = Path(name.removesuffix(".gz")).suffix
-    known = suffix in READERS and not (suffix == ".parquet" and name.endswith(".gz"))
+    known = suffix in READERS and not (suffix in (".parquet", ".arrow") and name.endswith(".gz"))
     return suffix if known else None
 
 
@@ -44,7 +45,7 @@ def file_rows(path: Path) -> Iterator[Row]:
     if not path.is_file():
         there = sorted(p.name for p in path.parent.iterdir() if file_kind(p)) if path.parent.is_dir() else []
         hint = f"; {path.parent} has {', '.join(there[:8])}" if there else ""
-        raise BadInput(f"no such data file: {path}{' is a folder, give a file in it' if path.is_dir() else ''}{hint}")
+        raise BadInput(f"no such data file: {path}{' is a folder' if path.is_dir() else ''}{hint}")
     kind = file_kind(path)
     if kind is None:
         raise BadInput(f"{path}: cannot tell its format from its name; expected one of {known_suffixes()}")
@@ -53,7 +54,7 @@ def file_rows(path: Path) -> Iterator[Row]:
 
 def known_suffixes() -> str:
     """The file names that can be read, for messages."""
-    return f"{', '.join(READERS)} (all but .parquet also with .gz)"
+    return f"{', '.join(READERS)} (all but .parquet and .arrow also with .gz)"
 
 
 @contextmanager
@@ -128,25 +129,42 @@ def _is_lines(content: str) -> bool:
 
 
 def _table_rows(path: Path, delimiter: str) -> Iterator[Row]:
+    """Rows of a table; a column without a name (an index, a spreadsheet's empty ones) is left out."""
     limit = csv.field_size_limit(2**31 - 1)  # answers longer than the default 128 KiB are data, not an attack
     line = 1
     try:
         with _opened(path, newline="") as handle:
+            delimiter, skipped = _delimiter(handle, delimiter)
             reader = csv.reader(handle, delimiter=delimiter, strict=True)
-            header = next((cells for cells in reader if cells), [])
-            if len(set(header)) < len(header):
-                raise BadInput(f"{path}:1: a column name occurs twice in the header: {', '.join(header)}")
-            line = reader.line_num + 1
+            header = [name.strip() for name in next((cells for cells in reader if cells), [])]
+            named = [name for name in header if name]
+            if len(set(named)) < len(named):
+                raise BadInput(f"{path}:1: a column name occurs twice in the header: {', '.join(named)}")
+            line = reader.line_num + 1 + skipped
             for cells in reader:
-                if len(cells) == len(header):
-                    yield f"{path}:{line}", dict(zip(header, cells, strict=True))
-                elif cells:
+                over, under = cells[len(header) :], header[len(cells) :]
+                if any(cells) and (any(over) or any(under)):
                     yield f"{path}:{line}", BadRow(f"{len(cells)} cells where the header has {len(header)}")
-                line = reader.line_num + 1
+                elif any(cells):  # spreadsheets end in rows of nothing
+                    yield f"{path}:{line}", {name: cell for name, cell in zip(header, cells, strict=False) if name}
+                line = reader.line_num + 1 + skipped
     except csv.Error as error:
         raise BadInput(f"{path}:{line}: malformed table: {error}") from None
     finally:
         csv.field_size_limit(limit)
+
+
+def _delimiter(handle: TextIO, usual: str) -> tuple[str, int]:
+    """What parts the cells, and how many lines said so: where the usual mark makes one column, that which makes most.
+
+    Spreadsheets of half the world write `;`, for which the comma is the decimal mark; some say so in a first line.
+    """
+    first = handle.readline()
+    if said := re.fullmatch(r"sep=(.)\s*", first):
+        return said.group(1), 1
+    handle.seek(0)
+    bare = re.sub(r'"[^"]*"', "", first)
+    return usual if usual in bare else max((usual, ",", ";", "\t"), key=bare.count), 0
 
 
 def _csv_rows(path: Path) -> Iterator[Row]:
@@ -189,10 +207,30 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
         raise BadInput(f"{path} is not a sound parquet file: {error}") from None
 
 
+def _arrow_rows(path: Path) -> Iterator[Row]:
+    """Rows of an Arrow file or stream; `datasets` stores its shards as streams."""
+    import pyarrow
+
+    try:
+        with pyarrow.memory_map(str(path)) as held:
+            is_file = held.read(6) == b"ARROW1"
+            held.seek(0)
+            table = pyarrow.ipc.open_file(held) if is_file else pyarrow.ipc.open_stream(held)
+            batches = map(table.get_batch, range(table.num_record_batches)) if is_file else table
+            index = 0
+            for batch in batches:
+                for row in batch.to_pylist():
+                    yield f"{path}[{index}]", row
+                    index += 1
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadInput(f"{path} is not a sound Arrow file: {error}") from None
+
+
 READERS = {
     ".json": _json_rows,
     ".jsonl": _jsonl_rows,
     ".parquet": _parquet_rows,
+    ".arrow": _arrow_rows,
     ".csv": _csv_rows,
     ".tsv": _tsv_rows,
     ".txt": _text_rows,

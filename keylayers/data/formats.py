@@ -1,4 +1,4 @@
-"""Formats: recognises alpaca, sharegpt, messages, prompt/completion and plain text, and reads them into records."""
+"""Formats: recognises alpaca, sharegpt, messages, prompt/completion, preferences and plain text, and reads records."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -6,25 +6,19 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from keylayers.data import layouts
+from keylayers.data.conversations import present
 from keylayers.data.files import BadRow, Row
-from keylayers.data.records import Record, Records, Skipped, Turn
-from keylayers.data.sources import source_kind, source_rows
+from keylayers.data.layouts import COMPLETIONS, CONVERSATIONS, PROMPTS, Unwanted
+from keylayers.data.records import Record, Records, Skipped
+from keylayers.data.sources import has_splits, source_rows
 from keylayers.errors import BadInput, UnknownName
 
-PROMPTS = ("prompt", "question", "query", "instruction")
-COMPLETIONS = ("completion", "answer", "response", "output", "chosen")
 COLUMN_ROLES = ("prompt", "completion", "context", "system", "text", "messages")
 """What a column of one's own naming can be mapped to."""
+BAD_SHARE = 0.01
+"""Most of a source's records that may be bad, where nothing is said."""
 
-_SPEAKERS = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-}
 _LOOKED_AT = 100  # rows from which the format is told
 
 
@@ -34,10 +28,18 @@ class Format:
 
     layout: str
     """For messages: the keys it has."""
-    matches: Callable[[Mapping[str, Any]], bool]
-    """Whether a row has its keys."""
+    keys: tuple[tuple[str, ...], ...]
+    """Of each of these, one column must be there."""
     read: Callable[[Mapping[str, Any], str], Record]
     """A record out of a row and its origin; raises BadInput with the reason."""
+
+    def matches(self, row: Mapping[str, Any], holds: Callable[[object], bool] = present) -> bool:
+        """Whether a row has its keys, with something in them."""
+        return all(any(key in row and holds(row[key]) for key in names) for names in self.keys)
+
+    def touches(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row has something in any of its keys."""
+        return any(present(row.get(key)) for names in self.keys for key in names)
 
 
 def load_records(
@@ -46,14 +48,16 @@ def load_records(
     split: str | None = None,
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
-    bad_share: float = 0.01,
+    bad_share: float = BAD_SHARE,
     format: str = "auto",
 ) -> Records:
     """Reads a data source, whatever its format, leaving out at most a share `bad_share` of bad records.
 
-    `source` is a file, a hub id (`owner/name` or `owner/name:configuration`) or `bundled:NAME`; `split` is for the last
-    two. `columns` maps roles (`prompt`, `completion`, `context`, `system`, `text`, `messages`) to the source's own
-    column names. `limit` stops after that many good records.
+    `source` is a file, a folder of shards or as `save_to_disk` writes it, a hub id (`owner/name` or
+    `owner/name:configuration`) or `bundled:NAME`; `split` is for all but files. `columns` maps roles (`prompt`,
+    `completion`, `context`, `system`, `text`, `messages`) to the source's own column names. `limit` stops after that
+    many good records. Rows of several formats, as joined tables have them, are each read by their own. Records that
+    say of themselves that their answer is bad (KTO's `label: false`) are left out and counted apart.
 
     Raises:
         BadInput: if the source cannot be read, fits no format, holds no good record or too many bad ones.
@@ -68,47 +72,69 @@ def load_records(
     if limit is not None and limit < 1:
         raise BadInput(f"limit={limit}: expected at least 1 record")
     if not 0 <= bad_share <= 1:
-        raise BadInput(f"bad_share={bad_share}: expected a share between 0 and 1")
+        raise BadInput(f"the share of bad records to allow is {bad_share:g}: expected one between 0 and 1")
 
     rows = iter(source_rows(source, split))
     head = list(islice(rows, _LOOKED_AT))
     if not head:
         raise BadInput(f"{source} holds no record; expected {_known_layouts()}")
     _check_columns(columns, head)
+    mixed = format == "auto" and not columns
     if format == "auto":
         format = _format_for_columns(columns) or detect_format((row for _, row in head), columns, source)
 
-    good, bad = list[Record](), list[Skipped]()
+    good, bad, unwanted, used = list[Record](), list[Skipped](), 0, {format}
     for origin, row in chain(head, rows):
         try:
-            good.append(FORMATS[format].read(_mapped(row, columns), origin))
+            fields = _mapped(row, columns)
+            own = _own_format(fields, format) if mixed else format
+            good.append(FORMATS[own].read(fields, origin))
+            used.add(own)
+        except Unwanted:
+            unwanted += 1
         except BadInput as error:
             bad.append(Skipped(origin, str(error)))
         if len(good) == limit:
             break
+    if unwanted and not good:
+        raise BadInput(
+            f"{source}: all {unwanted} answers are marked as bad ones (label: false); give good ones to learn"
+        )
     _refuse_if_bad(source, format, len(good), bad, bad_share)
-    own_split = None if source_kind(source) == "file" else split or "train"
-    return Records(tuple(good), source, format, own_split, tuple(bad))
+    own_split = split or "train" if has_splits(source) else None
+    names = ", ".join(name for name in FORMATS if name in used)
+    return Records(tuple(good), source, names, own_split, tuple(bad), unwanted)
 
 
 def detect_format(rows: Iterable[object], columns: Mapping[str, str], source: str) -> str:
     """The name of the first format that one of the rows fits. Raises BadInput, listing the keys found."""
-    keys = list[str]()
+    keys, seen = list[str](), list[Mapping[str, Any]]()
     for row in rows:
         try:
-            fields = _mapped(row, columns)
+            seen.append(_mapped(row, columns))
         except BadInput:
             continue
         for name, known in FORMATS.items():
-            if known.matches(fields):
+            if known.matches(seen[-1]):
                 return name
-        keys = keys or sorted(map(str, fields))
+        keys = keys or sorted(map(str, seen[-1]))
+    for fields in seen:  # columns that are there and hold nothing: each record will say so
+        for name, known in FORMATS.items():
+            if known.matches(fields, lambda value: True):
+                return name
     shown = ", ".join(key if len(key) <= 40 else f"{key[:40]}..." for key in keys[:12])
     found = f"records with the keys {shown}" if keys else "neither objects nor texts"
     raise BadInput(
         f"{source} fits no known format: it holds {found}; expected {_known_layouts()}. Where the columns have other "
-        f"names, map them: columns={{'prompt': 'my_question', 'completion': 'my_answer'}}"
+        f"names, map them: --column prompt=MY_QUESTION --column completion=MY_ANSWER"
     )
+
+
+def _own_format(fields: Mapping[str, Any], usual: str) -> str:
+    """The source's format, but of a row that has nothing in its columns the one it fits instead."""
+    if FORMATS[usual].touches(fields):
+        return usual
+    return next((name for name, known in FORMATS.items() if known.matches(fields)), usual)
 
 
 def _format_for_columns(columns: Mapping[str, str]) -> str | None:
@@ -127,6 +153,7 @@ def _check_columns(columns: Mapping[str, str], head: Iterable[Row]) -> None:
 
 
 def _mapped(row: object, columns: Mapping[str, str]) -> Mapping[str, Any]:
+    """The row's columns by the names that formats know, whatever the case they are written in."""
     if isinstance(row, BadRow):
         raise BadInput(row.reason)
     if isinstance(row, str):
@@ -134,7 +161,8 @@ def _mapped(row: object, columns: Mapping[str, str]) -> Mapping[str, Any]:
     if not isinstance(row, dict):
         raise BadInput(f"the record is of type {type(row).__name__}, expected an object or a text")
     rivals = (PROMPTS if "prompt" in columns else ()) + (COMPLETIONS if "completion" in columns else ())
-    others = {name: value for name, value in row.items() if name not in rivals} if rivals else row
+    plain = {name.strip().lower(): value for name, value in row.items() if isinstance(name, str)}
+    others = {name: value for name, value in {**plain, **row}.items() if name not in rivals}
     return {**others, **{role: row.get(column) for role, column in columns.items()}}
 
 
@@ -146,122 +174,22 @@ def _refuse_if_bad(source: str, format: str, good: int, bad: list[Skipped], bad_
     lines = [f"{source}: {len(bad)} of {good + len(bad)} records are bad as {format} (share {share:.3g}, {allowed}):"]
     lines += [f"  {skipped.origin}: {skipped.reason}" for skipped in bad[:5]]
     lines += [f"  ... and {len(bad) - 5} more"] if len(bad) > 5 else []
-    remedy = f", or allow them to be left out with bad_share={min(1.0, share * 1.01):.3g}" if good else ""
-    raise BadInput("\n".join([*lines, f"Mend or remove them, or name another format or columns{remedy}"]))
+    remedy = f", or let them be left out with --bad-share {min(1.0, share * 1.01):.3g}" if good else ""
+    raise BadInput("\n".join([*lines, f"Mend or remove them, or map other columns with --column ROLE=NAME{remedy}"]))
 
 
 def _known_layouts() -> str:
     return "; ".join(f"{name} ({known.layout})" for name, known in FORMATS.items())
 
 
-def _field(row: Mapping[str, Any], key: str, optional: bool = False) -> str:
-    value = row.get(key)
-    if value is None and not optional:
-        raise BadInput(f"it has no {key!r}")
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise BadInput(f"{key!r} is of type {type(value).__name__}, expected text")
-    if not optional and not value.strip():
-        raise BadInput(f"{key!r} is empty")
-    return value
-
-
-def _system(row: Mapping[str, Any]) -> list[Turn]:
-    content = _field(row, "system", optional=True)
-    return [Turn("system", content)] if content.strip() else []
-
-
-def _paragraphs(*parts: str) -> str:
-    return "\n\n".join(part for part in parts if part.strip())
-
-
-def _read_alpaca(row: Mapping[str, Any], origin: str) -> Record:
-    turns = _system(row)
-    history = row.get("history") or []
-    if not isinstance(history, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in history):
-        raise BadInput("'history' is not a list of [question, answer] pairs")
-    for question, answer in history:
-        turns += [Turn("user", question), Turn("assistant", answer)]
-    asked = _paragraphs(_field(row, "instruction", optional=True), _field(row, "input", optional=True))
-    if not asked:
-        raise BadInput("'instruction' is empty")
-    return Record((*turns, Turn("user", asked), Turn("assistant", _field(row, "output"))), origin=origin)
-
-
-def _read_pair(row: Mapping[str, Any], origin: str) -> Record:
-    prompt, completion = _first_of(PROMPTS, row), _first_of(COMPLETIONS, row)
-    if isinstance(row.get(prompt), list) and isinstance(row.get(completion), list):
-        return _conversation([*row[prompt], *row[completion]], _system(row), origin)
-    answer = _field(row, completion)
-    asked = _paragraphs(_field(row, "context", optional=True), _field(row, prompt))
-    return Record((*_system(row), Turn("user", asked), Turn("assistant", answer)), origin=origin)
-
-
-def _first_of(names: tuple[str, ...], row: Mapping[str, Any]) -> str:
-    return next((name for name in names if name in row), names[0])
-
-
-def _read_sharegpt(row: Mapping[str, Any], origin: str) -> Record:
-    return _conversation(_with_chosen(row, "conversations"), _system(row), origin)
-
-
-def _read_messages(row: Mapping[str, Any], origin: str) -> Record:
-    return _conversation(_with_chosen(row, "messages"), _system(row), origin)
-
-
-def _with_chosen(row: Mapping[str, Any], key: str) -> object:
-    """The conversation; in preference data, whose answers stand apart, it ends with the chosen one."""
-    messages, chosen = row.get(key), row.get("chosen")
-    return [*messages, chosen] if isinstance(messages, list) and isinstance(chosen, dict) else messages
-
-
-def _conversation(messages: object, turns: list[Turn], origin: str) -> Record:
-    if not isinstance(messages, list):
-        raise BadInput(f"the messages are of type {type(messages).__name__}, expected a list")
-    for number, message in enumerate(messages, start=1):
-        if not isinstance(message, dict):
-            raise BadInput(f"message {number} is of type {type(message).__name__}, expected an object")
-        role = message.get("role") or message.get("from")
-        if not isinstance(role, str) or role not in _SPEAKERS:
-            raise BadInput(f"message {number} has the unknown role {role!r}, expected one of {', '.join(_SPEAKERS)}")
-        content = _content(message["content"] if "content" in message else message.get("value"))
-        if role == "system" and isinstance(content, str) and not content.strip():
-            continue
-        try:
-            turns.append(Turn(_SPEAKERS[role], content))
-        except BadInput as error:
-            raise BadInput(f"message {number}: {error}") from None
-    while turns and turns[-1].role != "assistant":  # a question that nobody answered teaches nothing
-        turns.pop()
-    if not turns:
-        raise BadInput("the conversation has no assistant turn, so there is nothing to learn from it")
-    return Record(tuple(turns), origin=origin)
-
-
-def _content(content: Any) -> Any:
-    """The text of a message, whose content may be a list of text parts."""
-    if not isinstance(content, list):
-        return content
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            raise BadInput("a message has a part that is not text")
-    return "".join(part["text"] for part in content)
-
-
-def _read_text(row: Mapping[str, Any], origin: str) -> Record:
-    return Record(text=_field(row, "text"), origin=origin)
-
-
 FORMATS: dict[str, Format] = {
-    "messages": Format("messages: [{role, content}]", lambda row: "messages" in row, _read_messages),
-    "sharegpt": Format("conversations: [{from, value}]", lambda row: "conversations" in row, _read_sharegpt),
-    "alpaca": Format("instruction, input, output", lambda row: "instruction" in row and "output" in row, _read_alpaca),
+    "messages": Format("messages: [{role, content}]", (("messages",),), layouts.read_messages),
+    "sharegpt": Format("conversations: [{from, value}]", (CONVERSATIONS,), layouts.read_sharegpt),
+    "alpaca": Format("instruction, input, output", (("instruction",), ("output",)), layouts.read_alpaca),
     "prompt-completion": Format(
-        f"{' | '.join(PROMPTS)} and {' | '.join(COMPLETIONS)}",
-        lambda row: any(name in row for name in PROMPTS) and any(name in row for name in COMPLETIONS),
-        _read_pair,
+        f"{' | '.join(PROMPTS)} and {' | '.join(COMPLETIONS)}", (PROMPTS, COMPLETIONS), layouts.read_pair
     ),
-    "text": Format("text, or a list of texts", lambda row: "text" in row, _read_text),
+    "preference": Format("chosen, rejected", (("chosen",), ("rejected",)), layouts.read_preference),
+    "text": Format("text, or a list of texts", (("text",),), layouts.read_text),
 }
 """Every format by name, the most telling first: the first that fits is taken."""

@@ -1,4 +1,4 @@
-"""Where rows come from: a file, a data set of the hub, or one that is bundled; told apart by how it is spelled."""
+"""Where rows come from: a file or folder, a data set of the hub, or one that is bundled; told by how it is spelled."""
 
 import re
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from keylayers.data.files import Row, file_kind, file_rows, known_suffixes
+from keylayers.data.folders import folder_rows, folder_splits
 from keylayers.errors import BadInput, UnknownName
 
 BUNDLED = "bundled:"
@@ -13,15 +14,21 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
 
 
 def source_kind(source: str) -> Literal["bundled", "file", "hub"]:
-    """How a source is spelled: `bundled:NAME`; `owner/name` where no file is of that name; else a file."""
+    """How a source is spelled: `bundled:NAME`; `owner/name` where no file is of that name; else a file or folder."""
     if source.startswith(BUNDLED):
         return "bundled"
     path = Path(source).expanduser()
     return "hub" if not path.exists() and _HUB_ID.fullmatch(source) and file_kind(path) is None else "file"
 
 
+def has_splits(source: str) -> bool:
+    """Whether a source has splits of its own: all but files, and folders whose files name none."""
+    path = Path(source).expanduser()
+    return source_kind(source) != "file" or (path.is_dir() and any(folder_splits(path)))
+
+
 def source_rows(source: str, split: str | None = None) -> Iterator[Row]:
-    """Every row of a source. `split` is for hub and bundled sets (default `train`); a file has none.
+    """Every row of a source. `split` is for those that have splits of their own (default `train`); a file has none.
 
     Raises:
         BadInput: if the source cannot be read; UnknownName: if no bundled set has that name.
@@ -31,9 +38,10 @@ def source_rows(source: str, split: str | None = None) -> Iterator[Row]:
         return _bundled_rows(source.removeprefix(BUNDLED), split or "train")
     if kind == "hub":
         return _hub_rows(source, split or "train")
-    if split is not None:
+    path = Path(source).expanduser()
+    if split is not None and not has_splits(source):
         raise BadInput(f"{source} is a file and has no split {split!r} of its own; split it with load_splits")
-    return file_rows(Path(source).expanduser())
+    return folder_rows(path, split) if path.is_dir() else file_rows(path)
 
 
 def _bundled_rows(name: str, split: str) -> Iterator[Row]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, combinations
 from math import isclose
 from pathlib import Path
+from typing import Literal
 
-from keylayers.data.formats import load_records
+from keylayers.data.formats import BAD_SHARE, load_records
 from keylayers.data.records import Record, Records
 from keylayers.data.sources import source_kind
 from keylayers.errors import BadInput, UnknownName
@@ -33,26 +34,43 @@ def split(records: Records, *, shares: tuple[float, float, float] = DEFAULT_SHAR
 
     So the same prompt falls into the same part in every file, in any order, however much the file grows. Within a part
     the records are in the order of their own hashes. Shares hold in expectation; a share of 0 leaves its part empty.
+    Conversations count as of one prompt if they open with the same question; where they open so alike that a part
+    would stay empty, if all that is said before the last answer is the same.
 
     Raises:
         BadInput: if the shares do not sum to 1, or if a part that has a share got no record.
     """
     if any(share < 0 for share in shares) or not isclose(sum(shares), 1.0, abs_tol=1e-9):
         raise BadInput(f"shares={shares}: expected three shares that sum to 1")
+    wanted = [name for name, share in zip(SPLITS, shares, strict=True) if share > 0]
+    for by in ("key", "whole_key"):
+        parts = parted(records, by=by, shares=shares, seed=seed)  # type: ignore[arg-type]
+        if all(parts[name] for name in wanted):
+            return Splits(**parts)
+    different = len({record.whole_key for record in records})
+    empty = next(name for name in wanted if not parts[name])
+    raise BadInput(
+        f"{records.source}: no record fell into the {empty} split, because its {len(records)} records have "
+        f"{different} different prompt{'s' * (different != 1)}, and records of one prompt stay together; give data "
+        f"with more different prompts (some thirty part well)"
+    )
+
+
+def parted(
+    records: Records,
+    *,
+    by: Literal["key", "whole_key"] = "key",
+    shares: tuple[float, float, float] = DEFAULT_SHARES,
+    seed: int = 0,
+) -> dict[str, Records]:
+    """The parts by name as `split` makes them by one of a record's keys; any may be empty."""
     bounds = list(accumulate(shares))
     members: dict[str, list[Record]] = {name: [] for name in SPLITS}
     for record in sorted(records, key=lambda record: _digest(seed, record.canonical)):
-        place = int.from_bytes(_digest(seed, record.key)[:7], "big") / 2**56  # uniform in [0, 1), exact in a double
+        place = int.from_bytes(_digest(seed, getattr(record, by))[:7], "big") / 2**56  # uniform in [0, 1), exact
         part = next((i for i, bound in enumerate(bounds) if place < bound), _last_used(shares))
         members[SPLITS[part]].append(record)
-    for name, share in zip(SPLITS, shares, strict=True):
-        if share > 0 and not members[name]:
-            raise BadInput(
-                f"{records.source}: no record fell into the {name} split (share {share:g} of {len(records)} records); "
-                f"give more data, a larger share or another seed"
-            )
-    parts = {name: replace(records, records=tuple(members[name]), split=name) for name in SPLITS}
-    return Splits(**parts)
+    return {name: replace(records, records=tuple(members[name]), split=name, parted_by=by) for name in SPLITS}
 
 
 def load_splits(
@@ -62,7 +80,7 @@ def load_splits(
     seed: int = 0,
     limit: int | Mapping[str, int] | None = None,
     columns: Mapping[str, str] | None = None,
-    bad_share: float = 0.01,
+    bad_share: float = BAD_SHARE,
     format: str = "auto",
 ) -> Splits:
     """The train, calibration and test parts of a source: its own where it is bundled, else by `split`.
@@ -90,12 +108,14 @@ def load_splits(
 def assert_disjoint(*parts: Records) -> None:
     """Checks that no prompt occurs in two of the parts. Raises BadInput, naming both records."""
     for one, other in combinations(parts, 2):
-        seen = {record.key: record.origin for record in one}
+        by = one.parted_by if one.source == other.source else "key"
+        seen = {getattr(record, by): record.origin for record in one}
         for record in other:
-            if record.key in seen:
+            key = getattr(record, by)
+            if key in seen:
                 raise BadInput(
-                    f"the same prompt is in two parts that must be disjoint: {seen[record.key]} and {record.origin} "
-                    f"({record.key[:60]!r}); part the data with load_splits"
+                    f"the same prompt is in two parts that must be disjoint: {seen[key]} and {record.origin} "
+                    f"({key[:60]!r}); part the data with load_splits"
                 )
 
 

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keylayers.data.records import Record, Records
-from keylayers.data.templates import Layout, Piece, lay_out, resolve_template
+from keylayers.data.formats import BAD_SHARE
+from keylayers.data.pieces import Layout, Piece
+from keylayers.data.records import Record, Records, Skipped
+from keylayers.data.templates import lay_out, resolve_template
 from keylayers.errors import BadInput
 
 IGNORED = -100
@@ -28,6 +30,8 @@ class TruncationReport:
     """Tokens beyond the limit, over all records."""
     dropped: int
     """How many had no supervised token left and were left out."""
+    refused: tuple[Skipped, ...] = ()
+    """Records that the chat template cannot tell, left out."""
 
     def __str__(self) -> str:
         if not self.truncated:
@@ -83,13 +87,15 @@ def tokenise(
     max_length: int | None = None,
     completion_only: bool = True,
     template: str = "auto",
+    bad_share: float = BAD_SHARE,
 ) -> Examples:
     """Token sequences of the records, cut on the right at `max_length`, supervised on their completions only.
 
     The prompt's tokens are those that the prompt alone has, so that training sees the boundary generation will see: no
     token ever spans it. `template` is `auto` (the tokenizer's chat template, else plain), `chat`, `plain` or a text
     with `{prompt}` and `{completion}`. `max_length` defaults to the tokenizer's, at most 1024; a caller who knows the
-    model passes its context. `completion_only=False` supervises every token.
+    model passes its context. `completion_only=False` supervises every token. A share `bad_share` of the records may be
+    such that the chat template refuses them; they are left out.
 
     Raises:
         BadInput: if no example keeps a supervised token, or the template cannot serve.
@@ -102,7 +108,12 @@ def tokenise(
     kept_ids, kept_labels, origins = list[tuple[int, ...]](), list[tuple[int, ...]](), list[str]()
     truncated = lost = dropped = 0
     shortest_start = None
-    for record, (ids, supervised) in zip(records, _encoded(records, tokenizer, template), strict=True):
+    refused = list[Skipped]()
+    for record, encoded in zip(records, _encoded(records, tokenizer, template), strict=True):
+        if isinstance(encoded, BadInput):
+            refused.append(Skipped(record.origin, str(encoded)))
+            continue
+        ids, supervised = encoded
         truncated += len(ids) > limit
         lost += max(0, len(ids) - limit)
         flags = supervised if completion_only else [True] * len(ids)
@@ -115,9 +126,12 @@ def tokenise(
         kept_ids.append(tuple(ids[:limit]))
         kept_labels.append(labels)
         origins.append(record.origin)
+    if len(refused) > bad_share * len(records):
+        more = f" (and {len(refused) - 1} more of {len(records)} records)" if len(refused) > 1 else ""
+        raise BadInput(f"{refused[0].reason}{more}")
     if not kept_ids:
         raise BadInput(_nothing_to_learn(records, limit, shortest_start or 0))
-    report = TruncationReport(limit, len(records), truncated, lost, dropped)
+    report = TruncationReport(limit, len(records), truncated, lost, dropped, tuple(refused))
     return Examples(tuple(kept_ids), tuple(kept_labels), tuple(origins), padding_id(tokenizer), report)
 
 
@@ -130,9 +144,12 @@ def tokenise_prompts(
         BadInput: if a record is a plain text, which has no prompt.
     """
     prompts = list[tuple[int, ...]]()
-    for record, (ids, supervised) in zip(records, _encoded(records, tokenizer, template), strict=True):
+    for record, encoded in zip(records, _encoded(records, tokenizer, template), strict=True):
+        if isinstance(encoded, BadInput):
+            raise encoded
         if record.text is not None:
             raise BadInput(f"{record.origin} is a plain text: it has no prompt to answer")
+        ids, supervised = encoded
         last_given = max((at for at, flag in enumerate(supervised) if not flag), default=-1)
         prompts.append(tuple(ids[: last_given + 1]))
     return tuple(prompts)
@@ -155,29 +172,41 @@ def _nothing_to_learn(records: Records | Sequence[Record], limit: int, shortest_
     source = records.source if isinstance(records, Records) else records[0].origin
     return (
         f"data with no supervised token: all {len(records)} records of {source} lose their completion, because the "
-        f"prompts alone fill max_length={limit} (the shortest has {shortest_start} tokens); raise max_length up to the "
-        f"model's context, give shorter prompts, or supervise prompts too with completion_only=False"
+        f"prompts alone fill the {limit} tokens a record is cut at (the shortest has {shortest_start}); give shorter "
+        f"prompts, or raise --max-length up to the model's context"
     )
 
 
 def _encoded(
     records: Records | Sequence[Record], tokenizer: Any, template: str
-) -> Iterable[tuple[list[int], list[bool]]]:
+) -> Iterable[tuple[list[int], list[bool]] | BadInput]:
+    """Tokens of each record and which are to be learnt, or why the template cannot tell it."""
     resolved = resolve_template(tokenizer, template)
-    start = _opening(tokenizer)
+    start = opening(tokenizer)
     for at in range(0, len(records), _CHUNK):
-        layouts = [lay_out(record, tokenizer, resolved) for record in list(records)[at : at + _CHUNK]]
-        prefixes = [prefix for layout in layouts for run in layout.runs for prefix in _prefixes(run)]
-        encodings = iter(_ids(tokenizer, prefixes))
+        layouts = [_laid_out(record, tokenizer, resolved) for record in list(records)[at : at + _CHUNK]]
+        runs = [run for layout in layouts if isinstance(layout, Layout) for run in layout.runs]
+        encodings = iter(_ids(tokenizer, [prefix for run in runs for prefix in _prefixes(run)]))
         for layout in layouts:
-            yield _assembled(layout, encodings, tokenizer, start if layout.stops else [])
+            if isinstance(layout, BadInput):
+                yield layout
+            else:
+                yield _assembled(layout, encodings, tokenizer, start if layout.stops else [])
+
+
+def _laid_out(record: Record, tokenizer: Any, template: str) -> Layout | BadInput:
+    try:
+        return lay_out(record, tokenizer, template)
+    except BadInput as error:
+        return error
 
 
 def _assembled(
     layout: Layout, encodings: Iterable[list[int]], tokenizer: Any, start: list[int]
 ) -> tuple[list[int], list[bool]]:
+    """The pieces' tokens with those of beginning and end, each only where the text does not bring its own."""
     queue = iter(encodings)
-    ids, supervised = list(start), [False] * len(start)
+    ids, supervised = list[int](), list[bool]()
     for run in layout.runs:
         before: list[int] = []
         for piece in run:
@@ -187,9 +216,12 @@ def _assembled(
             ids += new
             supervised += [piece.supervised] * len(new)
             before = until
-        if layout.stops and tokenizer.eos_token_id is not None:
-            ids.append(tokenizer.eos_token_id)
-            supervised.append(True)
+        stop = tokenizer.eos_token_id
+        if layout.stops and stop is not None and ids[-1:] != [stop]:
+            ids.append(stop)
+            supervised.append(run[-1].supervised)
+    if ids[: len(start)] != start:
+        ids, supervised = [*start, *ids], [*([False] * len(start)), *supervised]
     return ids, supervised
 
 
@@ -217,8 +249,19 @@ def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
-def _opening(tokenizer: Any) -> list[int]:
-    """The beginning-of-sequence token, where the tokenizer would put one before a text of its own accord."""
-    if tokenizer.bos_token_id is None:
-        return []
-    return [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id] else []
+def opening(tokenizer: Any) -> list[int]:
+    """The tokens that the tokenizer puts before a text of its own accord, such as the beginning of a sequence."""
+    return _surrounding(tokenizer)[0]
+
+
+def closing(tokenizer: Any) -> list[int]:
+    """The tokens that the tokenizer puts after a text of its own accord."""
+    return _surrounding(tokenizer)[1]
+
+
+def _surrounding(tokenizer: Any) -> tuple[list[int], list[int]]:
+    whole, bare = list(tokenizer("a")["input_ids"]), _ids(tokenizer, ["a"])[0]
+    for at in range(len(whole) - len(bare) + 1):
+        if whole[at : at + len(bare)] == bare:
+            return whole[:at], whole[at + len(bare) :]
+    return [], []

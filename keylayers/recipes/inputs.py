@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from keylayers.data import Examples, Records, Splits, load_splits, tokenise
+from keylayers.data.formats import BAD_SHARE
 from keylayers.errors import BadInput
 from keylayers.models.loading import LoadedModel, load_model
 from keylayers.runs import note
@@ -32,6 +33,10 @@ class Inputs:
     held_out: int = 256
     """Most calibration and most test records."""
     split_seed: int = 0
+    template: str = "auto"
+    """How conversations become text: auto, chat, plain, or a text with {prompt} and {completion}."""
+    bad_share: float = BAD_SHARE
+    """Most of the records that may be bad and left out."""
     dtype: str = "auto"
     allow_pickle: bool = False
     trust_remote_code: bool = False
@@ -58,7 +63,9 @@ class Inputs:
         caps = {"calibration": self.held_out, "test": self.held_out}
         if self.records is not None:
             caps["train"] = self.records
-        return load_splits(self.data, limit=caps, columns=dict(self.columns), seed=self.split_seed)
+        return load_splits(
+            self.data, limit=caps, columns=dict(self.columns), seed=self.split_seed, bad_share=self.bad_share
+        )
 
 
 @dataclass(frozen=True)
@@ -86,22 +93,36 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = No
             "or images (--data IMAGES.npz) to a network of images."
         )
     splits = splits or inputs.load_splits()
-    if skipped := splits.train.skipped:
-        note(f"{inputs.data}: left out {len(skipped)} bad records, first {skipped[0].origin}: {skipped[0].reason}")
+    _note_left_out(inputs.data, splits.train)
     asked = DEFAULT_LENGTH if inputs.max_length is None else inputs.max_length
     limit = min(asked, loaded.context)
     if inputs.max_length is not None and limit < asked:
         note(f"{inputs.model} sees at most {limit} tokens; records are cut there, not at {asked}")
     parts = {}
     for name in ("train", "calibration", "test"):
-        parts[name] = tokenise(getattr(splits, name), loaded.tokenizer, max_length=limit)
+        parts[name] = tokenise(
+            getattr(splits, name),
+            loaded.tokenizer,
+            max_length=limit,
+            template=inputs.template,
+            bad_share=inputs.bad_share,
+        )
         if parts[name].report.truncated:
             note(f"{inputs.data}, {name}: {parts[name].report}")
+        if refused := parts[name].report.refused:
+            note(f"{inputs.data}, {name}: left out {len(refused)} conversations, first {refused[0].reason}")
     identity = tuple(
         {"id": inputs.data, "split": name, "sha256": getattr(splits, name).sha256, "records": len(parts[name])}
         for name in ("train", "calibration")
     )
     return Prepared(**parts, identity=identity, records=splits.calibration)
+
+
+def _note_left_out(source: str, records: Records) -> None:
+    if skipped := records.skipped:
+        note(f"{source}: left out {len(skipped)} bad records, first {skipped[0].origin}: {skipped[0].reason}")
+    if records.unwanted:
+        note(f"{source}: left out {records.unwanted} records whose answer is marked as a bad one (label: false)")
 
 
 def tuned_place(given: str) -> str:

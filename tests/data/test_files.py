@@ -135,3 +135,21 @@ def test_missing_file_names_what_is_there(tmp_path: Path) -> None:
 def test_kind_is_told_by_name() -> None:
     names = ("a.json", "a.b.JSONL.GZ", "a.parquet", "a.gz", "a.pt", "json")
     assert [file_kind(Path(name)) for name in names] == [".json", ".jsonl", ".parquet", None, None, None]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "prompt,completion,,\na,b,,\n,,,\n",
+        ",prompt,completion\n0,a,b\n",
+        "prompt;completion\na;b\n",
+        'prompt;"completion"\n"a";b\n',
+        "sep=;\nprompt;completion\na;b\n",
+        "prompt\tcompletion\na\tb\n",
+        " prompt , completion\na,b,\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + content.encode())
+    assert [row for _, row in file_rows(path)] == [{"prompt": "a", "completion": "b"}]

@@ -38,7 +38,7 @@ def test_impossible_records_are_refused(turns: tuple[Turn, ...], text: str | Non
         Record(turns, text)
 
 
-@pytest.mark.parametrize(("role", "content", "reason"), [("tool", "x", "'tool'"), ("user", " ", "is empty")])
+@pytest.mark.parametrize(("role", "content", "reason"), [("wizard", "x", "'wizard'"), ("user", " ", "is empty")])
 def test_impossible_turns_are_refused(role: str, content: str, reason: str) -> None:
     with pytest.raises(BadInput, match=reason):
         Turn(role, content)

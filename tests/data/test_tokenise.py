@@ -75,6 +75,29 @@ def test_text_is_supervised_from_its_second_token_on() -> None:
     assert examples.input_ids[0][-1] == merging().eos_token_id
 
 
+def test_texts_with_marks_of_their_own_get_no_second_ones() -> None:
+    tokenizer = merging()
+    plain, marked = tokenise([Record(text="Paris."), Record(text="<s>Paris.</s>")], tokenizer).input_ids
+    assert [marked.count(token) for token in (tokenizer.bos_token_id, tokenizer.eos_token_id)] == [1, 1]
+    assert [marked[0], marked[-1]] == [plain[0], plain[-1]] == [tokenizer.bos_token_id, tokenizer.eos_token_id]
+    given = Record((Turn("user", "Is it?"), Turn("assistant", "Yes.", learnt=False), *TALK.turns[2:]))
+    assert [label for label in tokenise([given], tokenizer).labels[0] if label != IGNORED] == [
+        label for label in tokenise([Record(TALK.turns[2:])], tokenizer).labels[0] if label != IGNORED
+    ]
+
+
+def test_the_few_records_that_a_template_refuses_are_left_out_and_named() -> None:
+    odd = Record((Turn("user", "u"), *ASKED.turns), origin="a:9")
+    tokenizer = merging(INSTRUCT)
+    examples = tokenise([ASKED, odd, ASKED], tokenizer, bad_share=0.5)
+    assert examples.input_ids == tokenise([ASKED, ASKED], tokenizer).input_ids
+    assert [skipped.origin for skipped in examples.report.refused] == ["a:9"]
+    with pytest.raises(BadInput, match=r"a:9.*refuses.*and 1 more of 3"):
+        tokenise([odd, odd, ASKED], tokenizer)
+    with pytest.raises(BadInput, match="a:9"):
+        tokenise_prompts([odd], tokenizer)
+
+
 def test_supervising_prompts_too() -> None:
     examples = tokenise([ASKED], byte_level(), completion_only=False)
     assert examples.labels[0] == (IGNORED, *examples.input_ids[0][1:])
@@ -108,7 +131,7 @@ def test_truncation_cuts_the_right_side_and_is_reported() -> None:
 
 def test_data_with_no_supervised_token_says_why_and_what_to_do() -> None:
     prompt = len(tokenise_prompts([ASKED], byte_level())[0])
-    with pytest.raises(BadInput, match=rf"no supervised token: .*my\.jsonl.*max_length=5 .*{prompt} tokens.*raise"):
+    with pytest.raises(BadInput, match=rf"no supervised token: .*my\.jsonl.*the 5 tokens .*has {prompt}\).*raise"):
         tokenise(Records((ASKED, ASKED), "my.jsonl"), byte_level(), max_length=5)
     with pytest.raises(BadInput, match="no record"):
         tokenise([], byte_level())
