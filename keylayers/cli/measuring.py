@@ -62,7 +62,7 @@ def report(
 
 def reproduce(
     paper: Annotated[str, typer.Argument(help=f"{', '.join(PAPERS)}.")],
-    scale: Annotated[str, typer.Option(help="smoke (minutes), small (hours) or full.")] = "smoke",
+    scale: Annotated[str, typer.Option(help="smoke (minutes), small (hours), full; ila: also masks.")] = "smoke",
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
     processes: Annotated[int, typer.Option(help="Computations side by side.")] = 2,
     fresh: o.Fresh = False,

@@ -11,6 +11,8 @@ from keylayers.cli.terminal import UNFINISHED, placeless, quiet_libraries, say
 from keylayers.errors import BadInput, UnknownName
 
 SCALES = ("smoke", "small", "full")
+MASKS = "masks"
+"""A scale that only ILA has: the trial of its mask's settings."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,23 @@ def _ila() -> Paper:
     def lacks(asked: ila_plan.Scale) -> str | None:
         if len(asked.tasks) < 2 or any(task.name.startswith("stories260K") for task in asked.tasks):
             return None
-        return "without the real model and data: set KEYLAYERS_MODELS and KEYLAYERS_DATA (docs/stories260K.md)"
+        return NO_REAL
 
     return Paper(ila_plan.scale_of, ila.reproduce, told, ila_tables.plain, lacks)
+
+
+def _ila_masks() -> Paper:
+    from keylayers.recipes import ila_masks, ila_masks_tables
+    from keylayers.studies.pages import page
+
+    def told(found: tuple[ila_masks.Tried, ...], scale: str) -> str:
+        text = ila_masks_tables.introduction(found, scale)
+        return page("ILA's mask on trial", text, ila_masks_tables.tables(found))
+
+    def lacks(trial: ila_masks.Trial) -> str | None:
+        return None if len(trial.tasks) > 2 else NO_REAL
+
+    return Paper(ila_masks.trial_of, ila_masks.reproduce, told, ila_masks_tables.plain, lacks)
 
 
 def _math_layers() -> Paper:
@@ -67,7 +83,7 @@ def _data_oblivious() -> Paper:
     def lacks(asked: oblivious_plan.Scale) -> str | None:
         if len(asked.bases) < 2 or any(base.name == "stories260K" for base in asked.bases):
             return None
-        return "without the real model and data: set KEYLAYERS_MODELS and KEYLAYERS_DATA (docs/stories260K.md)"
+        return NO_REAL
 
     return Paper(oblivious_plan.scale_of, oblivious.reproduce, told, oblivious_plain.plain, lacks)
 
@@ -117,6 +133,7 @@ def _clat() -> Paper:
     return Paper(clat.scale_of, clat.reproduce, told, clat_tables.plain, lacks)
 
 
+NO_REAL = "without the real model and data: set KEYLAYERS_MODELS and KEYLAYERS_DATA (docs/stories260K.md)"
 NO_IMAGES = "on the bundled digits alone: for MNIST and CIFAR-10 set KEYLAYERS_MODELS and KEYLAYERS_DATA"
 
 PAPERS: dict[str, tuple[str, Callable[[], Paper]]] = {
@@ -152,12 +169,13 @@ def run_reproduce(paper: str, scale: str, out: Path | None, processes: int, fres
     """`keylayers reproduce`."""
     if paper not in PAPERS:
         raise UnknownName("paper", paper, PAPERS)
-    if scale not in SCALES:
-        raise UnknownName("scale", scale, SCALES)
+    scales = (*SCALES, MASKS) if paper == "ila" else SCALES
+    if scale not in scales:
+        raise UnknownName("scale", scale, scales)
     if processes < 1:
         raise BadInput(f"--processes {processes}: expected at least 1.")
     folder = out or Path("runs") / f"{paper}-{scale}"
-    asks, parts = PAPERS[paper]
+    asks, parts = PAPERS[paper] if scale != MASKS else (f"{PAPERS[paper][0]} The mask's settings", _ila_masks)
     say(f"{paper}, {scale}: {asks}; results in {folder}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_libraries()

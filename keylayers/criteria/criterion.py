@@ -44,6 +44,8 @@ class Evidence:
     """A second model of the same family; without deltas, a tuned version of the model, from which they are made."""
     data: Sequence[Batch] | None = None
     """Collated batches of calibration records, disjoint from what the deltas were trained on and from the test."""
+    training: Sequence[Batch] | None = None
+    """Batches of the records that the deltas were trained on; what chooses layers by them saw them fitted already."""
     measure: Measure | None = None
     """A cost to compare instead of the loss; None: the loss."""
     loss: Loss = language_loss

@@ -15,7 +15,7 @@ from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.layers.gating import frozen, gated
 from keylayers.layers.layer import Layer
 from keylayers.maths.gates import expected_open, hard_concrete, soft_top_k
-from keylayers.measures.objective import finite, supervised
+from keylayers.measures.objective import Batch, finite, supervised
 from keylayers.scores.scores import LayerScores
 
 
@@ -28,7 +28,12 @@ class LearnedMask:
     optimiser: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 0.01
     steps: int = 100
-    """Optimisation steps; one batch each, in a seeded order."""
+    """Optimisation steps at most; one batch each, in a seeded order."""
+    rest: float = 0.0
+    """Stop where no gate moved by so much over the last 25 steps; 0: take all steps."""
+    records: Literal["calibration", "training"] = "calibration"
+    """What the gates are learnt on: calibration records, or, as in the paper, those that the deltas were trained on
+    (of `--data`'s training split; with `--tuned`, you alone know whether these are the same)."""
     budget: Literal["none", "top_k", "l0"] = "none"
     """`none` is the paper's relaxed form (Eq. 6, 7), where nothing makes the gates sparse; `top_k` keeps their sum at
     `share` of the layers; `l0` adds `penalty` times the expected share of open hard-concrete gates to the loss."""
@@ -42,6 +47,21 @@ class LearnedMask:
     """Steps between saved states, from which an interrupted run resumes."""
 
 
+_WINDOW = 25
+"""Steps over which gates that are at rest must not have moved."""
+
+
+@dataclass(frozen=True)
+class _Learnt:
+    """What one seed's run ended in."""
+
+    scores: Float[Tensor, " layers"]
+    gates: Float[Tensor, " layers"]
+    """Without noise."""
+    losses: Float[Tensor, " steps"]
+    """Of each step's batch, nats per token."""
+
+
 def _work(layers: Sequence[Layer], settings: LearnedMask, batches: int) -> Work:
     return Work(0, settings.seeds * settings.steps)  # one batch a step, however many there are
 
@@ -51,17 +71,19 @@ def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedM
     """The learned score s of each layer's gate sigmoid(s); any real number, mean over seeds.
 
     Gates multiply the *change* of each layer, theta_0 + sigmoid(s) * delta (Eq. 6), and s alone is trained on the loss
-    (Eq. 7), the deltas being fixed. Cost: `seeds * steps` forward and backward passes of one batch.
+    (Eq. 7), the deltas being fixed. Cost: `seeds * steps` forward and backward passes of one batch. The provenance
+    notes the lowest, median and highest gate of each seed's end: where none is near 0, no layer was ever taken away.
 
     Raises:
+        BadInput: for settings out of range, or training records that are not at hand.
         Diverged: if a loss or a gate's gradient is not finite; names step and layer.
     """
     assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
     _check(settings, len(layers))
-    held = replace(evidence, deltas=evidence.deltas.held())
+    held = replace(evidence, deltas=evidence.deltas.held(), data=_records(evidence, settings))
     with frozen(evidence.model), torch.enable_grad():
         learnt = [_learn(held, layers, settings, repeat) for repeat in range(settings.seeds)]
-    repeats = torch.stack([scores for scores, _ in learnt])
+    repeats = torch.stack([one.scores for one in learnt])
     return scored(
         evidence,
         layers,
@@ -69,11 +91,22 @@ def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedM
         criterion="learned_mask",
         settings=settings,
         repeats=repeats if settings.seeds > 1 else None,
-        losses=[[round(value, 4) for value in losses.tolist()] for _, losses in learnt],
+        losses=[[round(value, 4) for value in one.losses.tolist()] for one in learnt],
+        gates=[[round(float(one.gates.quantile(q)), 4) for q in (0, 0.5, 1)] for one in learnt],
     )
 
 
-def _gates(scores: Tensor, settings: LearnedMask, noise: torch.Generator) -> Tensor:
+def _records(evidence: Evidence, settings: LearnedMask) -> Sequence[Batch]:
+    found = evidence.training if settings.records == "training" else evidence.data
+    if not found:
+        raise BadInput(
+            f"learned_mask: records={settings.records!r}, but no such records are at hand; give --data, whose training "
+            "split they are, or learn on the calibration records."
+        )
+    return found
+
+
+def _gates(scores: Tensor, settings: LearnedMask, noise: torch.Generator | None) -> Tensor:
     if settings.budget == "top_k":
         return soft_top_k(scores, settings.share * len(scores))
     if settings.budget == "l0":
@@ -81,11 +114,8 @@ def _gates(scores: Tensor, settings: LearnedMask, noise: torch.Generator) -> Ten
     return torch.sigmoid(scores)
 
 
-def _learn(
-    evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask, repeat: int
-) -> tuple[Tensor, Float[Tensor, " steps"]]:
-    """The scores after all steps of one seed, and the loss of each step's batch in nats per token; goes on from the
-    state the evidence keeps."""
+def _learn(evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask, repeat: int) -> _Learnt:
+    """One seed's run; goes on from the state the evidence keeps."""
     assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
     seed, noise = settings.seed + repeat, torch.Generator()
     scores = torch.full((len(layers),), float(settings.initial), requires_grad=True)
@@ -93,13 +123,14 @@ def _learn(
     optimiser = make([scores], lr=settings.learning_rate)
     keep = evidence.checkpoint(f"learned_mask-{seed}") if evidence.checkpoint else None
     identity = _identity(evidence, layers, settings)
-    start, used, losses = 0, scores, torch.zeros(settings.steps)
+    start, used, losses, earlier = 0, scores, torch.zeros(settings.steps), scores.detach().clone()
     if keep is not None and (state := keep.load()) is not None:
         start, tensors, stored = state
         _check_state(start, stored, settings, identity)
         with torch.no_grad():
             scores.copy_(tensors.pop("scores"))
             losses[:start] = tensors.pop("losses", torch.zeros(start))
+            earlier = tensors.pop("earlier")
         optimiser.state[scores] = dict(tensors)
 
     def gates() -> Tensor:
@@ -110,6 +141,11 @@ def _learn(
 
     with gated(evidence.model, evidence.deltas, gates):
         for step in range(start, settings.steps):
+            if settings.rest and step and step % _WINDOW == 0:
+                if float((_still(scores, settings) - _still(earlier, settings)).abs().max()) < settings.rest:
+                    losses = losses[:step]
+                    break
+                earlier = scores.detach().clone()
             noise.manual_seed(seed * 1_000_003 + step)
             batch = evidence.data[_batch_at(step, len(evidence.data), seed)]
             summed, terms = evidence.loss(evidence.model, batch)
@@ -127,8 +163,14 @@ def _learn(
                 evidence.progress(repeat * settings.steps + done, settings.seeds * settings.steps, value)
             if keep is not None and (done % settings.save_every == 0 or done == settings.steps):
                 moments = {key: one for key, one in optimiser.state.get(scores, {}).items() if isinstance(one, Tensor)}
-                keep.save(done, {"scores": scores.detach(), "losses": losses[:done], **moments}, identity)
-    return scores.detach().clone(), losses
+                kept = {"scores": scores.detach(), "losses": losses[:done], "earlier": earlier}
+                keep.save(done, {**kept, **moments}, identity)
+    return _Learnt(scores.detach().clone(), _still(scores, settings), losses)
+
+
+def _still(scores: Tensor, settings: LearnedMask) -> Float[Tensor, " layers"]:
+    """The gates without noise."""
+    return _gates(scores.detach(), settings, None)
 
 
 def _check_gradient(gradient: Tensor | None, layers: Sequence[Layer], step: int) -> None:
@@ -171,12 +213,15 @@ def _batch_at(step: int, count: int, seed: int) -> int:
 
 
 def _check(settings: LearnedMask, layers: int) -> None:
-    for name, known in (("optimiser", ("adam", "sgd")), ("budget", ("none", "top_k", "l0"))):
+    options = {"optimiser": ("adam", "sgd"), "budget": ("none", "top_k", "l0"), "records": ("calibration", "training")}
+    for name, known in options.items():
         if getattr(settings, name) not in known:
             raise UnknownName(f"learned_mask {name}", str(getattr(settings, name)), known)
     for name in ("steps", "seeds", "save_every"):
         if getattr(settings, name) < 1:
             raise BadInput(f"learned_mask needs {name} of 1 or more, got {name}={getattr(settings, name)}.")
+    if not settings.rest >= 0:
+        raise BadInput(f"learned_mask: rest={settings.rest}: expected how far a gate may move, 0 or more.")
     if settings.budget == "top_k" and not 0 < settings.share * layers < layers:
         raise BadInput(
             f"learned_mask: share={settings.share} of {layers} layers must lie strictly between none and all."

@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -37,6 +39,25 @@ def batches(
         [len(ids) for ids in examples.input_ids], size, seed=seed, shuffle=shuffle, by_length=by_length
     )
     return [collate(examples.take(place)) for place in places]
+
+
+@dataclass(frozen=True)
+class Collated(Sequence[dict[str, Tensor]]):
+    """`batches` in a fixed order, each collated when it is asked for: of many records few may ever be."""
+
+    examples: Examples
+    places: Sequence[Sequence[int]]
+
+    @classmethod
+    def of(cls, examples: Examples, size: int) -> "Collated":
+        """Batches of that size, like lengths together."""
+        return cls(examples, batch_indices([len(ids) for ids in examples.input_ids], size, shuffle=False))
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        return collate(self.examples.take(self.places[index]))
 
 
 def batch_indices(

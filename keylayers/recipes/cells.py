@@ -10,7 +10,7 @@ from typing import Any
 
 from keylayers import criteria
 from keylayers.criteria.criterion import Evidence
-from keylayers.data.batches import batches
+from keylayers.data.batches import Collated, batches
 from keylayers.errors import BadInput, BadScores, Diverged
 from keylayers.layers.gating import gated
 from keylayers.layers.layer import Layer
@@ -110,6 +110,7 @@ def score(
         weights=tensors_in_memory(place.loaded.model, place.loaded.source) if "weights" in chosen.needs else None,
         deltas=None if adapter is None else deltas_of(place.loaded.model, str(folder / adapter), scored),
         data=batches(calibration, size, shuffle=False),
+        training=Collated.of(place.data.train, size),
         granularity=granularity or "linear",
         provenance=Provenance(model=place.loaded.identity(), data=place.data.identity, versions=versions()),
     )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from keylayers.criteria.criterion import Evidence
-from keylayers.data.batches import batches
+from keylayers.data.batches import Collated, batches
 from keylayers.data.images import of_images
 from keylayers.data.tokenise import IGNORED
 from keylayers.errors import BadInput
@@ -143,6 +143,7 @@ def evidence_for(
         sibling=sibling,
         measure=measure,
         data=batches(data.calibration, request.batch_size, shuffle=False) if data is not None else None,
+        training=Collated.of(data.train, request.batch_size) if data is not None else None,
         granularity=_granularity(request),
         provenance=Provenance(
             model=loaded.identity(), data=data.identity if data is not None else (), versions=versions()

@@ -94,14 +94,17 @@ def blow_ups(results: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tu
     return {name: tuple(result.get(BLEW_UP, "") for result in each) for name, each in results.items()}
 
 
-def kept(desk: Desk, task: Task, sets: Mapping[str, Sets], adapters: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Arm -> test loss of each seed's tuned model with only the arm's changes, the mean over its draws."""
+def kept(
+    desk: Desk, task: Task, sets: Mapping[str, Sets], adapters: Sequence[str], *, on: str = "test"
+) -> dict[str, tuple[float, ...]]:
+    """Arm -> loss of each seed's tuned model with only the arm's changes, the mean over its draws; on test or
+    calibration records."""
     seeds = range(len(adapters))
     places = [(name, seed, names) for name, chosen in sets.items() for seed in seeds for names in chosen(seed)]
     asked = [{"adapter": adapters[seed], "layers": list(names)} for _, seed, names in places]
     losses: dict[tuple[str, int], list[float]] = {}
     for (name, seed, _), one in zip(places, desk.ask(task, "keep", asked), strict=True):
-        losses.setdefault((name, seed), []).append(one["test"])
+        losses.setdefault((name, seed), []).append(one[on])
     return {name: tuple(fmean(losses[name, seed]) for seed in seeds) for name in sets}
 
 

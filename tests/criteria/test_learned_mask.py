@@ -270,6 +270,36 @@ def test_a_batch_without_supervised_tokens_is_refused() -> None:
         learnt(replace(evidence, data=data), steps=1)
 
 
+def test_it_stops_at_rest_where_asked_resumed_or_not(tmp_path: Path) -> None:
+    """Slopes shrink as gates near 0 and 1: the moves of a window fall below any bound."""
+    settings = LearnedMask(steps=400, optimiser="sgd", learning_rate=20.0, initial=0.0, rest=0.004, save_every=20)
+    whole = learned_mask(SINGLE, LAYERS, settings)
+    (losses,), steps = whole.provenance.settings["losses"], len(whole.provenance.settings["losses"][0])
+    assert 25 < steps < 400 and steps % 25 == 0 and 0.0 not in losses
+    before, there = (sigmoid(learnt(**{**vars(settings), "rest": 0.0, "steps": n})) for n in (steps - 25, steps))
+    assert np.abs(there - before).max() < 0.004 and np.array_equal(there, sigmoid(whole.values))
+    keeping = replace(SINGLE, checkpoint=kept_in(tmp_path))
+    with pytest.raises(Interrupted):
+        learned_mask(stopping(keeping, steps - 10), LAYERS, settings)
+    resumed = learned_mask(keeping, LAYERS, settings)
+    assert np.array_equal(resumed.values, whole.values) and resumed.provenance.settings["losses"] == [losses]
+
+
+def test_where_the_gates_ended_is_noted() -> None:
+    scores = learned_mask(SINGLE, LAYERS, LearnedMask(steps=3, seeds=2, learning_rate=0.5))
+    ends = [[round(float(np.quantile(sigmoid(one), q)), 4) for q in (0, 0.5, 1)] for one in scores.repeats]
+    np.testing.assert_allclose(scores.provenance.settings["gates"], ends, atol=2e-4)
+
+
+def test_gates_are_learnt_on_training_records_where_asked() -> None:
+    evidence = quadratic_evidence()
+    with pytest.raises(BadInput, match="records='training', but no such records are at hand"):
+        learnt(evidence, steps=2, records="training")
+    other = replace(SINGLE, data=evidence.data[:1], training=SINGLE.data)
+    assert np.array_equal(learnt(other, steps=2, records="training"), learnt(steps=2))
+    assert not np.array_equal(learnt(other, steps=2), learnt(steps=2))
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "said"),
     [
@@ -278,6 +308,8 @@ def test_a_batch_without_supervised_tokens_is_refused() -> None:
         ({"steps": 0}, BadInput, r"needs steps of 1 or more, got steps=0"),
         ({"seeds": 0}, BadInput, r"got seeds=0"),
         ({"save_every": 0}, BadInput, r"got save_every=0"),
+        ({"records": "train"}, UnknownName, r"unknown learned_mask records 'train'; did you mean 'training' or"),
+        ({"rest": -0.1}, BadInput, r"rest=-0\.1: expected how far a gate may move"),
         ({"budget": "top_k", "share": 1.0}, BadInput, r"share=1\.0 of 3 layers must lie strictly between"),
         ({"budget": "top_k", "share": 0.0}, BadInput, r"share=0\.0 of 3 layers"),
     ],
