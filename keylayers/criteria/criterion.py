@@ -167,6 +167,8 @@ def scored(
     noted = {**asdict(settings), **extra}
     if evidence.deltas is not None:
         noted["deltas"] = evidence.deltas.source
+        if evidence.deltas.notes:
+            noted["compared"] = list(evidence.deltas.notes)
     device = "cpu" if evidence.model is None else str(model_device(evidence.model))
     return LayerScores(
         tuple(layers),

@@ -13,7 +13,8 @@ from keylayers.doctor.costs import Workload, loss_of
 from keylayers.doctor.guard import attached
 from keylayers.doctor.probe import Patient, output_of
 from keylayers.errors import KeylayersError
-from keylayers.layers.deltas import Deltas, LowRankDelta, deltas_from_adapter
+from keylayers.layers.adapted import deltas_from_adapter
+from keylayers.layers.deltas import Deltas, LowRankDelta
 from keylayers.layers.gating import gated
 from keylayers.layers.layer import Layer
 from keylayers.layers.placing import frozen

@@ -22,7 +22,7 @@ _HOME = {
     "replaced": "intervene",
     "scaled_skips": "skips",
     "Deltas": "deltas",
-    "deltas_from_adapter": "deltas",
+    "deltas_from_adapter": "adapted",
     "deltas_from_checkpoints": "deltas",
     "gated": "gating",
     "frozen": "gating",

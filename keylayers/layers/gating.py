@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.capture import hidden_input
-from keylayers.layers.deltas import Delta, Deltas, DenseDelta, LowRankDelta
+from keylayers.layers.deltas import Delta, Deltas, LowRankDelta
 from keylayers.layers.placing import frozen, placing, swapped
 from keylayers.layers.structure import tensors_of, uncompiled, walk
 
@@ -59,6 +59,21 @@ class _Blend(torch.autograd.Function):
         return None, None, _inner(gradient, change, gate.shape).to(gate.dtype)
 
 
+class _BlendFactors(torch.autograd.Function):
+    """base + gate * scaling * left @ right for a matrix or a stack of them; nothing of the weight's size is kept."""
+
+    @staticmethod
+    def forward(ctx, base, left, right, gate, scaling):
+        ctx.save_for_backward(left, right, gate)
+        ctx.scaling = scaling
+        return base + ((gate * scaling).to(left.dtype) * left) @ right
+
+    @staticmethod
+    def backward(ctx, gradient):
+        left, right, gate = ctx.saved_tensors
+        return None, None, None, ctx.scaling * _inner_factors(gradient, left, right, gate.shape).to(gate.dtype), None
+
+
 def _inner(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
     """<a, b> in at least fp32, over everything or for each slice of the first axis, in the gate's shape."""
     precise = torch.promote_types(a.dtype, torch.float32)
@@ -66,17 +81,31 @@ def _inner(a: Tensor, b: Tensor, shape: torch.Size) -> Tensor:
     return torch.dot(a.reshape(-1), b.reshape(-1)) if not shape else (a * b).flatten(1).sum(1).view(shape)
 
 
+def _inner_factors(gradient: Tensor, left: Tensor, right: Tensor, shape: torch.Size) -> Tensor:
+    """<gradient, left @ right> = <gradient right^T, left>, without the product."""
+    return _inner(gradient @ right.mT, left, shape)
+
+
 @dataclass(frozen=True)
 class _Place:
     """The change of one parameter, and which gates multiply it: one, or one per slice of its first axis."""
 
     gates: tuple[int, ...]
-    parts: tuple[DenseDelta, ...]
+    parts: tuple[Delta, ...]
     sliced: bool
 
-    def change(self, like: Tensor) -> Tensor:
-        dense = torch.stack([part.dense() for part in self.parts]) if self.sliced else self.parts[0].dense()
-        return dense.to(like)
+    def load(self, like: Tensor) -> "_Loaded":
+        """The change in the parameter's precision and on its device."""
+        first = self.parts[0]
+        if all(isinstance(part, LowRankDelta) and part.scaling == first.scaling for part in self.parts):
+            pairs = [part.factors() for part in self.parts]
+            left, right = (torch.stack(one) if self.sliced else one[0] for one in zip(*pairs, strict=True))
+            return _Factors(left.to(like), right.to(like), first.scaling)
+        whole = getattr(first, "whole", None)
+        if self.sliced and whole is not None and all(getattr(part, "whole", None) is whole for part in self.parts):
+            return _Dense(whole.dense().to(like))  # read at once, not slice by slice
+        dense = torch.stack([part.dense() for part in self.parts]) if self.sliced else first.dense()
+        return _Dense(dense.to(like))
 
     def gate(self, values: Sequence[Tensor], like: Tensor) -> Tensor:
         """Scalar, or (slices, 1, ...) to multiply the change."""
@@ -85,20 +114,59 @@ class _Place:
         return torch.stack([values[g] for g in self.gates]).to(like.device).view(-1, *[1] * (like.ndim - 1))
 
 
-def _dense_places(deltas: Deltas) -> dict[str, _Place]:
-    """Parameter or buffer -> its dense changes; the remainder's gate is the last."""
-    found: dict[str, dict[str, tuple[int, DenseDelta]]] = {}
+@dataclass(frozen=True)
+class _Dense:
+    """A change in memory."""
+
+    change: Tensor
+
+    def blended(self, base: Tensor, gate: Tensor) -> Tensor:
+        return _Blend.apply(base, self.change, gate)
+
+    def inner(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        return _inner(gradient, self.change, shape)
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """A change as scaling * left @ right, per slice where it is a stack."""
+
+    left: Tensor
+    right: Tensor
+    scaling: float
+
+    def blended(self, base: Tensor, gate: Tensor) -> Tensor:
+        return _BlendFactors.apply(base, self.left, self.right, gate, self.scaling)
+
+    def inner(self, gradient: Tensor, shape: torch.Size) -> Tensor:
+        return self.scaling * _inner_factors(gradient, self.left, self.right, shape)
+
+
+_Loaded = _Dense | _Factors
+
+
+def _placed(deltas: Deltas) -> dict[str, _Place]:
+    """Parameter or buffer -> the changes that go into it; the remainder's gate is the last."""
+    found: dict[str, dict[str, tuple[int, Delta]]] = {}
     for index, changes in enumerate((*deltas.changes, deltas.remainder)):
         for name, delta in changes.items():
-            if isinstance(delta, DenseDelta):
+            if not _is_hooked(delta):
                 whole, _, part = name.partition("[")
                 found.setdefault(whole, {})[part] = (index, delta)
     places = {}
     for name, parts in found.items():
         ordered = [parts[key] for key in sorted(parts, key=lambda key: int(key.removesuffix("]") or 0))]
-        gates, dense = tuple(index for index, _ in ordered), tuple(delta for _, delta in ordered)
-        places[name] = _Place(gates, dense, sliced="" not in parts)
+        gates, changes = tuple(index for index, _ in ordered), tuple(delta for _, delta in ordered)
+        places[name] = _Place(gates, changes, sliced="" not in parts)
     return places
+
+
+def _is_hooked(delta: Delta) -> bool:
+    return isinstance(delta, LowRankDelta) and delta.hooked
+
+
+def _alone(places: Mapping[str, _Place]) -> set[str]:
+    return {name for name, where in places.items() if where.parts[0].alone}
 
 
 Gates = Float[Tensor, " layers"]
@@ -122,7 +190,7 @@ def gated(
     rest = remainder if isinstance(remainder, Tensor) else torch.tensor(float(remainder))
     now: list[Tensor] = []
     placed: dict[str, tuple[float, ...] | None] = {}
-    places, thin, own = _dense_places(deltas), _low_rank(deltas), tensors_of(model)
+    places, thin, own = _placed(deltas), _hooked(deltas), tensors_of(model)
 
     def begin(module: nn.Module, args: object) -> None:
         values = gates() if callable(gates) else gates
@@ -135,7 +203,7 @@ def gated(
             if value is not None and placed.get(name) == value:
                 continue  # without gradients, only the weights whose gate moved are made anew
             placed[name] = value
-            blend = _Blend.apply(own[name].detach(), changes[name], where.gate(now, own[name]))
+            blend = changes[name].blended(own[name].detach(), where.gate(now, own[name]))
             place(name, blend if isinstance(own[name], nn.Parameter) else blend.detach())  # buffers take no gradient
 
     def add_change(index: int, delta: LowRankDelta):
@@ -149,8 +217,8 @@ def gated(
 
     with ExitStack() as stack:
         stack.enter_context(uncompiled(model))
-        place = stack.enter_context(placing(model, places))
-        changes = {name: where.change(like=own[name]) for name, where in places.items()}
+        place = stack.enter_context(placing(model, places, _alone(places)))
+        changes = {name: where.load(like=own[name]) for name, where in places.items()}
         for node in walk(model):
             if node.name in thin:
                 hook = add_change(*thin.pop(node.name))
@@ -161,13 +229,13 @@ def gated(
         yield model
 
 
-def _low_rank(deltas: Deltas) -> dict[str, tuple[int, LowRankDelta]]:
-    """Module -> its gate's index and its low-rank change."""
+def _hooked(deltas: Deltas) -> dict[str, tuple[int, LowRankDelta]]:
+    """Module -> its gate's index and the change that is added to its output."""
     return {
         name.removesuffix(".weight"): (index, delta)
         for index, changes in enumerate((*deltas.changes, deltas.remainder))
         for name, delta in changes.items()
-        if isinstance(delta, LowRankDelta)
+        if isinstance(delta, LowRankDelta) and delta.hooked
     }
 
 
@@ -188,13 +256,14 @@ def gate_gradients(
     gates = torch.full((len(deltas.layers) + 1,), float(gate), dtype=torch.float64, requires_grad=True)
     own = tensors_of(model)
     leaves: dict[str, Tensor] = {}
-    for name, where in _dense_places(deltas).items():
+    places = _placed(deltas)
+    for name, where in places.items():
         base = own[name].detach()
-        leaf = torch.addcmul(base, where.change(like=base), torch.tensor(float(gate)).to(base))
+        leaf = where.load(like=base).blended(base, torch.tensor(float(gate), device=base.device))
         if isinstance(own[name], nn.Parameter):
             leaf.requires_grad_().register_post_accumulate_grad_hook(_adding_to(gradients, where))
         leaves[name] = leaf
-    with swapped(model, leaves), gated(model, _only_low_rank(deltas), gates[:-1], gates[-1]):
+    with swapped(model, leaves, _alone(places)), gated(model, _only_hooked(deltas), gates[:-1], gates[-1]):
         run_backward()
     if gates.grad is not None:
         gradients += gates.grad
@@ -207,15 +276,15 @@ def _adding_to(gradients: Tensor, where: _Place) -> Callable[[Tensor], None]:
     def take(leaf: Tensor) -> None:
         assert leaf.grad is not None
         shape = where.gate(gradients.unbind(), leaf).shape
-        inner = _inner(leaf.grad, where.change(like=leaf.grad), shape).reshape(-1).cpu()
+        inner = where.load(like=leaf.grad).inner(leaf.grad, shape).reshape(-1).cpu()
         gradients.index_add_(0, torch.tensor(where.gates), inner.double())
         leaf.grad = None
 
     return take
 
 
-def _only_low_rank(deltas: Deltas) -> Deltas:
+def _only_hooked(deltas: Deltas) -> Deltas:
     def kept(changes: Mapping[str, Delta]) -> dict[str, Delta]:
-        return {name: delta for name, delta in changes.items() if isinstance(delta, LowRankDelta)}
+        return {name: delta for name, delta in changes.items() if _is_hooked(delta)}
 
-    return Deltas(deltas.layers, tuple(map(kept, deltas.changes)), kept(deltas.remainder), deltas.source)
+    return replace(deltas, changes=tuple(map(kept, deltas.changes)), remainder=kept(deltas.remainder))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
+from keylayers.layers.structure import is_packed
 from keylayers.layers.tensors import TensorSource
 
 
@@ -62,13 +63,13 @@ def _whole(weights: TensorSource, layer: Layer, name: str) -> Matrix:
 
 
 def _slice(weights: TensorSource, layer: Layer, name: str, expert: int) -> Matrix:
-    """Of a tensor on disk only the expert's part is read, since it is mapped into memory."""
+    """Of a tensor on disk only the expert's part is read."""
     _, rows, columns = weights.shapes[name]
-    return Matrix(f"{name}[{expert}]", (rows, columns), lambda: _real(weights[name](), name, layer)[expert])
+    return Matrix(f"{name}[{expert}]", (rows, columns), lambda: _real(weights.row(name, expert), name, layer))
 
 
 def _real(tensor: Tensor, name: str, layer: Layer) -> Tensor:
-    if not tensor.is_floating_point() or tensor.element_size() < 2:  # eight bits go with scales that lie elsewhere
+    if is_packed(tensor):
         raise BadInput(
             f"{name} of layer {layer.name} is stored quantised ({str(tensor.dtype).removeprefix('torch.')}); give the "
             "checkpoint before quantisation."

@@ -1,6 +1,6 @@
 """Other tensors in place of a model's own for a while; the model's tensors are never written."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,11 @@ from keylayers.layers.structure import tensors_of, walk
 
 
 @contextmanager
-def placing(model: nn.Module, names: Iterable[str]) -> Iterator[Callable[[str, Tensor], None]]:
-    """A function that puts a tensor in place of a named parameter or lasting buffer, wherever a tied one is used; all
-    undone at the end.
+def placing(
+    model: nn.Module, names: Iterable[str], alone: Container[str] = ()
+) -> Iterator[Callable[[str, Tensor], None]]:
+    """A function that puts a tensor in place of a named parameter or lasting buffer, wherever a tied one is used, or
+    for names in `alone` in that one place; all undone at the end.
 
     Raises:
         UnknownName: if the model has no tensor of a name.
@@ -25,16 +27,19 @@ def placing(model: nn.Module, names: Iterable[str]) -> Iterator[Callable[[str, T
             raise UnknownName("parameter", name, own)
         if not own[name].is_floating_point():
             raise BadInput(f"{name} is stored quantised; load the model without quantisation to change its weights.")
-    wanted = {id(own[name]) for name in names}
-    spots: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    everywhere = {id(own[name]): name for name in names if name not in alone}
+    spots: dict[str, list[tuple[dict[str, Any], str]]] = {name: [] for name in names}
     for node in walk(model) if names else ():
         for table in (node.inner._parameters, node.inner._buffers):
             for key, value in table.items():
-                if id(value) in wanted:
-                    spots.setdefault(id(value), []).append((table, key))
+                here = f"{node.name}.{key}".removeprefix(".")
+                if here in spots and here in alone:
+                    spots[here].append((table, key))
+                elif id(value) in everywhere:
+                    spots[everywhere[id(value)]].append((table, key))
 
     def place(name: str, tensor: Tensor) -> None:
-        for table, key in spots[id(own[name])]:
+        for table, key in spots[name]:
             table[key] = tensor
 
     try:
@@ -45,9 +50,9 @@ def placing(model: nn.Module, names: Iterable[str]) -> Iterator[Callable[[str, T
 
 
 @contextmanager
-def swapped(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[nn.Module]:
-    """The model with other tensors in place of named ones, until the block ends."""
-    with placing(model, tensors) as place:
+def swapped(model: nn.Module, tensors: Mapping[str, Tensor], alone: Container[str] = ()) -> Iterator[nn.Module]:
+    """The model with other tensors in place of named ones, until the block ends; see `placing`."""
+    with placing(model, tensors, alone) as place:
         for name, tensor in tensors.items():
             place(name, tensor)
         yield model

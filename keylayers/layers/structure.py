@@ -12,7 +12,14 @@ from keylayers.errors import BadInput, UnknownName
 
 # Attributes under which wrappers keep the module they wrap: peft layers, activation checkpointing, FSDP1,
 # torch.compile, peft's modules_to_save.
-INNER = ("base_layer", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod", "original_module")
+INNER = (
+    "base_layer",
+    "_checkpoint_wrapped_module",
+    "_fsdp_wrapped_module",
+    "_orig_mod",
+    "original_module",
+    "token_adapter",
+)
 _INNER = frozenset(INNER)
 _WRAPPED = re.compile(rf"(^|\.)({'|'.join(INNER)})(?=\.|$)")
 _PREFIX = re.compile(r"^(base_model\.model\.|module\.)+")
@@ -149,6 +156,11 @@ def parameter_owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
         if node.name == place and key in node.inner._parameters:
             return node.inner, key
     raise UnknownName("parameter", name, parameters_of(model))
+
+
+def is_packed(tensor: Tensor) -> bool:
+    """Whether a weight is stored quantised: its numbers are codes, which count only with scales kept elsewhere."""
+    return not tensor.is_floating_point() or tensor.element_size() < 2
 
 
 def logical_shape(parameter: Tensor) -> tuple[int, ...]:

@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput
-from keylayers.layers.structure import canonical_name, first_names, tensors_of
+from keylayers.layers.structure import canonical_name, first_names, is_packed, tensors_of
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -28,10 +28,24 @@ class TensorSource(Mapping[str, Callable[[], Tensor]]):
     ) -> None:
         self._loaders, self.shapes, self.origin = dict(loaders), dict(shapes), origin
         self.counters = frozenset(counters)
-        """Names of tensors that are no real numbers (batch counters, position ids), which no tuning changes."""
+        """Names of tensors that are no real numbers: batch counters, position ids, and weights packed in few bits."""
 
     def __getitem__(self, name: str) -> Callable[[], Tensor]:
         return self._loaders[name]
+
+    def row(self, name: str, index: int) -> Tensor:
+        """One slice of the first axis; of a tensor on disk nothing else is read."""
+        load = self._loaders[name]
+        return load.row(index) if isinstance(load, _OnDisk) else load()[index]
+
+    def renamed(self, names: Mapping[str, str]) -> "TensorSource":
+        """The tensors that `names` (wanted -> own name) asks for, under the wanted names."""
+        return TensorSource(
+            {wanted: self._loaders[name] for wanted, name in names.items()},
+            {wanted: self.shapes[name] for wanted, name in names.items()},
+            self.origin,
+            (wanted for wanted, name in names.items() if name in self.counters),
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._loaders)
@@ -48,7 +62,7 @@ def tensors_in_memory(model: nn.Module, origin: str = "a model in memory") -> Te
     """
     first = first_names(model)
     tensors = {name: value for name, value in tensors_of(model).items() if first[name] == name}
-    packed = [name for name, value in tensors.items() if not value.is_floating_point()]
+    packed = [name for name, value in tensors.items() if is_packed(value)]
     if packed:
         raise BadInput(
             f"{origin} is quantised ({packed[0]} is stored as {str(tensors[packed[0]].dtype).removeprefix('torch.')}); "
@@ -58,29 +72,6 @@ def tensors_in_memory(model: nn.Module, origin: str = "a model in memory") -> Te
         {name: value.detach for name, value in tensors.items()},
         {name: tuple(value.shape) for name, value in tensors.items()},
         origin,
-    )
-
-
-def comparable(source: TensorSource, first: Mapping[str, str]) -> TensorSource:
-    """The real numbers of a checkpoint, each tied tensor once under the name that `first` gives it (see first_names).
-
-    Raises:
-        BadInput: if the checkpoint holds different values for tensors that are tied in the model.
-    """
-    chosen: dict[str, str] = {}
-    for name in source:
-        if name in source.counters:
-            continue
-        other = chosen.setdefault(first.get(name, name), name)
-        if other != name and not equal_tensors(source[other](), source[name]()):
-            raise BadInput(
-                f"{source.origin} holds different values for {other} and {name}, which are one tensor in the base "
-                "model; set tie_word_embeddings to false in the base's config.json."
-            )
-    return TensorSource(
-        {wanted: source[name] for wanted, name in chosen.items()},
-        {wanted: source.shapes[name] for wanted, name in chosen.items()},
-        source.origin,
     )
 
 
@@ -99,8 +90,8 @@ def tensors_on_disk(path: str | Path) -> TensorSource:
             with safe_open(file, framework="pt") as handle:
                 for name in handle.keys():  # noqa: SIM118  (safe_open is no mapping)
                     place, stored = canonical_name(name), handle.get_slice(name)
-                    shapes[place], loaders[place] = tuple(stored.get_shape()), _loader(file, name)
-                    if not stored.get_dtype().startswith(("F", "BF")):
+                    shapes[place], loaders[place] = tuple(stored.get_shape()), _OnDisk(file, name)
+                    if stored.get_dtype() not in ("F64", "F32", "F16", "BF16"):
                         counters.add(place)
         except (SafetensorError, OSError) as error:
             raise BadInput(
@@ -109,12 +100,20 @@ def tensors_on_disk(path: str | Path) -> TensorSource:
     return TensorSource(loaders, shapes, str(path), counters)
 
 
-def _loader(file: Path, name: str) -> Callable[[], Tensor]:
-    def load() -> Tensor:
-        with safe_open(file, framework="pt") as handle:
-            return handle.get_tensor(name)
+@dataclass(frozen=True)
+class _OnDisk:
+    """A tensor of a safetensors file, read when called."""
 
-    return load
+    file: Path
+    name: str
+
+    def __call__(self) -> Tensor:
+        with safe_open(self.file, framework="pt") as handle:
+            return handle.get_tensor(self.name)
+
+    def row(self, index: int) -> Tensor:
+        with safe_open(self.file, framework="pt") as handle:
+            return handle.get_slice(self.name)[index]
 
 
 def _files(path: Path) -> list[Path]:
@@ -149,31 +148,3 @@ def refuse_pickles(files: Iterable[Path]) -> None:
             f"{pickles[0]} is a pickle, which can run code when it is opened. Convert it to safetensors "
             "(load it where you trust it, then model.save_pretrained(folder)), or allow it with --allow-pickle."
         )
-
-
-def check_same_tensors(base: TensorSource, tuned: TensorSource) -> None:
-    """Raises BadInput, naming the first differences, unless both hold the same names with the same shapes."""
-    only_base, only_tuned = sorted(base.keys() - tuned.keys()), sorted(tuned.keys() - base.keys())
-    shapes = [name for name in base if name in tuned and base.shapes[name] != tuned.shapes[name]]
-    if not (only_base or only_tuned or shapes):
-        return
-    parts = [
-        f"{len(only_base)} only in the base ({', '.join(only_base[:3])})" if only_base else "",
-        f"{len(only_tuned)} only in the tuned ({', '.join(only_tuned[:3])})" if only_tuned else "",
-        f"{len(shapes)} of another shape ({shapes[0]}: {base.shapes[shapes[0]]} and {tuned.shapes[shapes[0]]})"
-        if shapes
-        else "",
-    ]
-    raise BadInput(
-        f"{base.origin} and {tuned.origin} are not two versions of one model: of their tensors "
-        f"{'; '.join(part for part in parts if part)}. Give the checkpoint the tuned model was trained from."
-    )
-
-
-def equal_tensors(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same bits' worth of numbers, whatever their dtype."""
-    return (
-        torch.equal(a, b)
-        if a.dtype == b.dtype and a.device == b.device
-        else torch.equal(a.double().cpu(), b.double().cpu())
-    )

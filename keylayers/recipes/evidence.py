@@ -61,7 +61,10 @@ def deltas_for(
     """What tuning changed: from the named tuned model, or from a LoRA run of our own, kept in the run folder."""
     if request.tuned is not None:
         trusted = request.inputs.trust_remote_code
-        return deltas_of(loaded.model, tuned_place(request.tuned), layers, trust_remote_code=trusted)
+        deltas = deltas_of(loaded.model, tuned_place(request.tuned), layers, trust_remote_code=trusted)
+        for text in deltas.notes:
+            note(text)
+        return deltas
     stored = run.path / STAGE_ONE
     if run.has_part(STAGE_ONE):
         forget(stored)

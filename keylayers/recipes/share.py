@@ -93,6 +93,8 @@ def choose_share(request: ShareRequest, run: RunFolder, scores: LayerScores) -> 
     _note_origins(request, scores)
     data = prepare_data(request.inputs, loaded, splits)
     deltas = deltas_of(loaded.model, place, scores.layers, trust_remote_code=request.inputs.trust_remote_code)
+    for text in deltas.notes:
+        note(text)
     gates, rest = deltas.uniform(0.0), torch.zeros(())
     with gated(loaded.model, deltas, lambda: gates, rest) as model:
         work = _Work(request, run, scores, model, gates, rest)

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from keylayers.data.tokenise import Examples
-from keylayers.layers.deltas import Deltas, deltas_from_adapter
+from keylayers.layers.adapted import deltas_from_adapter
+from keylayers.layers.deltas import Deltas
 from keylayers.layers.layer import Layer
 from keylayers.training.adapters import LoraSettings, attach_lora, restored, save_adapter
 from keylayers.training.train import Report, TrainLog, TrainSettings, train

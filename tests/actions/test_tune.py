@@ -189,7 +189,7 @@ def test_a_run_that_diverges_stores_no_adapter(tmp_path):
 
 
 def test_the_same_model_can_be_tuned_again_after_its_adapters_are_taken_out():
-    from keylayers.layers.deltas import unloaded
+    from keylayers.layers.adapted import unloaded
 
     model = build("llama")
     first = tune(model, block(model, 1), examples(), settings("lora"))

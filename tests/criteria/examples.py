@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from keylayers import criteria
 from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.observing import ObservingCriterion
-from keylayers.layers.deltas import Deltas, deltas_from_adapter, deltas_from_checkpoints, unloaded
+from keylayers.layers.adapted import deltas_from_adapter, unloaded
+from keylayers.layers.deltas import Deltas, deltas_from_checkpoints
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import tensors_of

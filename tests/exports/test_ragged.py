@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from keylayers.actions.tune import Tuned, TuneSettings, tune
 from keylayers.layers import named_layers
-from keylayers.layers.deltas import deltas_from_adapter
+from keylayers.layers.adapted import deltas_from_adapter
 from keylayers.layers.layer import Layer
 from keylayers.models.loading import load_model
 from keylayers.scores import Selection

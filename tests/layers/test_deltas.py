@@ -6,15 +6,8 @@ import torch
 from torch import nn
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.deltas import (
-    Deltas,
-    DenseDelta,
-    LowRankDelta,
-    deltas_from_adapter,
-    deltas_from_checkpoints,
-    held_delta,
-    unloaded,
-)
+from keylayers.layers.adapted import deltas_from_adapter, unloaded
+from keylayers.layers.deltas import Deltas, DenseDelta, LowRankDelta, deltas_from_checkpoints, held_delta
 from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import parameters_of, tensors_of
 from keylayers.layers.tensors import tensors_on_disk

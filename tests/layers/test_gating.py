@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.deltas import Deltas, DenseDelta, deltas_from_adapter, deltas_from_checkpoints, unloaded
+from keylayers.layers.adapted import deltas_from_adapter, unloaded
+from keylayers.layers.deltas import Deltas, DenseDelta, deltas_from_checkpoints
 from keylayers.layers.gating import frozen, gate_gradients, gated
 from keylayers.layers.naming import named_layers
 from keylayers.layers.placing import placing, swapped

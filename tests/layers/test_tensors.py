@@ -12,17 +12,15 @@ from torch import Tensor, nn
 from keylayers.errors import BadInput
 from keylayers.layers.deltas import deltas_from_checkpoints
 from keylayers.layers.naming import named_layers
-from keylayers.layers.structure import first_names, tensors_of
+from keylayers.layers.structure import tensors_of
 from keylayers.layers.tensors import (
     INDEX,
     SINGLE,
     TensorSource,
-    check_same_tensors,
-    comparable,
-    equal_tensors,
     tensors_in_memory,
     tensors_on_disk,
 )
+from keylayers.layers.versions import comparable, versions
 from tests.layers.helpers import noisy_copy
 from tests.tiny_models import ALL, build
 
@@ -163,37 +161,41 @@ def test_mismatched_checkpoints_say_what_differs() -> None:
     base = source_of({"a": torch.ones(2), "b": torch.ones(2), "c": torch.ones(3)}, "BASE")
     tuned = source_of({"a": torch.ones(2), "c": torch.ones(4), "d": torch.ones(1), "e": torch.ones(1)}, "TUNED")
     with pytest.raises(BadInput) as caught:
-        check_same_tensors(base, tuned)
+        versions(base, tuned)
     text = str(caught.value)
     assert "BASE and TUNED are not two versions of one model" in text
     assert "1 only in the base (b)" in text and "2 only in the tuned (d, e)" in text
     assert "1 of another shape (c: (3,) and (4,))" in text
-    check_same_tensors(base, base)
+    assert versions(base, base).base.keys() == base.keys()
 
 
 def test_a_checkpoint_that_unties_what_the_model_ties_is_refused() -> None:
     model = build("llama-tied")
     tied = {name: value.detach().clone() for name, value in tensors_of(model).items()}
-    both = comparable(source_of(tied, "FILE"), first_names(model))
+    both = comparable(source_of(tied, "FILE"), model)
     assert "lm_head.weight" not in both and both.shapes == tensors_in_memory(model).shapes
     tied["lm_head.weight"] += 1
     with pytest.raises(
         BadInput, match=r"FILE holds different values for .*embed_tokens.* and lm_head\.weight.*tie_word"
     ):
-        comparable(source_of(tied, "FILE"), first_names(model))
+        comparable(source_of(tied, "FILE"), model)
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "same"),
+    ("a", "b", "same", "rounded"),
     [
-        (torch.ones(2), torch.ones(2), True),
-        (torch.ones(2), torch.ones(2).bfloat16(), True),
-        (torch.tensor([1.001]), torch.tensor([1.001]).bfloat16(), False),
-        (torch.ones(2), torch.zeros(2), False),
+        (torch.ones(2), torch.ones(2), True, None),
+        (torch.ones(2), torch.ones(2).bfloat16(), True, None),
+        (torch.tensor([1.001]), torch.tensor([1.001]).bfloat16(), True, "bfloat16"),
+        (torch.tensor([1.001]).bfloat16(), torch.tensor([1.001]), True, None),
+        (torch.tensor([1.01]), torch.tensor([1.03]).half(), False, "float16"),
+        (torch.ones(2), torch.zeros(2), False, None),
     ],
 )
-def test_equality_ignores_the_precision_something_is_stored_in(a: Tensor, b: Tensor, same: bool) -> None:
-    assert equal_tensors(a, b) is same
+def test_equality_is_that_of_the_coarser_precision(a: Tensor, b: Tensor, same: bool, rounded: str | None) -> None:
+    both = versions(source_of({"a": a}, "BASE"), source_of({"a": b}, "TUNED"))
+    assert both.compared("a") == (not same, rounded)
+    assert bool(both.change("a").any()) is not same and both.change("a").dtype == torch.float32
 
 
 class Watched:

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.deltas import Deltas, deltas_from_adapter, deltas_from_checkpoints, unloaded
+from keylayers.layers.adapted import deltas_from_adapter, unloaded
+from keylayers.layers.deltas import Deltas, deltas_from_checkpoints
 from keylayers.layers.gating import gated
 from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import parameters_of
@@ -225,5 +226,5 @@ def test_the_adapter_configuration_must_be_readable(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "NOPE"}))
     save_file({"a": torch.ones(1)}, tmp_path / "adapter_model.safetensors")
     base = build("llama")
-    with pytest.raises(BadInput, match="does not fit the base model"):
+    with pytest.raises(BadInput, match=r"adapter_config.json is no configuration of an adapter.*NOPE"):
         deltas_of(base, str(tmp_path), named_layers(base))

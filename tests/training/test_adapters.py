@@ -168,7 +168,7 @@ def test_a_dense_layer_of_a_mixture_is_not_taken_for_the_experts_of_every_block(
 
 @pytest.mark.parametrize("name", ["deepseek-v3", "olmoe", "mixtral", "gpt2", "phi3"])
 def test_a_stored_adapter_comes_back_as_it_was(name, tmp_path):
-    from keylayers.layers.deltas import deltas_from_adapter
+    from keylayers.layers.adapted import deltas_from_adapter
     from keylayers.models import deltas_of
 
     model = build(name)
