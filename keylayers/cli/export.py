@@ -1,10 +1,8 @@
 """`keylayers export`: the selected layers in the configuration of the trainer, merger or editor that acts on them."""
 
-import os
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keylayers.cli.terminal import quiet_libraries
@@ -66,12 +64,16 @@ def run_export(scores: str, options: dict[str, Any]) -> None:
 def _model(scores: "LayerScores", named: str | None, trust_remote_code: bool) -> tuple["nn.Module", str]:
     """The network the scores are of, without its weights, and its name."""
     from keylayers.models.loading import load_shape
+    from keylayers.models.sources import stated_source
     from keylayers.recipes.tune import check_scores_fit
 
     stored = str(scores.provenance.model.get("id") or "")
-    source = named or os.path.expandvars(stored)
-    if named is None:
-        _check_stored(source, trust_remote_code)
+    source = named or stated_source(stored)
+    if named is None and trust_remote_code:
+        raise BadInput(
+            f"code of a model runs only where you name it, and it is the score file that says {source!r}",
+            f"name it yourself: `model={source}`",
+        )
     try:
         model = load_shape(source, trust_remote_code=trust_remote_code)
     except KeylayersError as problem:
@@ -82,25 +84,9 @@ def _model(scores: "LayerScores", named: str | None, trust_remote_code: bool) ->
     return model, source
 
 
-def _check_stored(source: str, trust_remote_code: bool) -> None:
-    """Raises BadInput for a model that a score file names, and that is not to be loaded on its word."""
-    if not source:
-        raise BadInput("the score file does not say which model it is of; name it as --model.")
-    if "$" in source:
-        raise BadInput(f"the scores are of {source!r}: set that variable, or name the model as --model.")
-    if ":" in source and not source.startswith("bundled:") and not Path(source).exists():
-        raise BadInput(
-            f"the scores are of {source!r}, which is code that would run; if you trust it: --model {source}."
-        )
-    if trust_remote_code:
-        raise BadInput(
-            f"--trust-remote-code goes with a model you name; these scores say {source!r}: --model {source}."
-        )
-
-
 def _known_elsewhere(source: str) -> str:
     """A model's name as other tools can use it: the folder of a bundled one."""
-    from keylayers.models.loading import local_folder
+    from keylayers.models.sources import local_folder
 
     return str(local_folder(source)) if source.startswith("bundled:") else source
 

@@ -125,7 +125,7 @@ def run_revert(base: str, tuned: str, scores: Path, out: Path, policy: str) -> N
     selection = select(load_scores(scores), policy)
     quiet_libraries()
     from keylayers.actions.revert import write_reverted
-    from keylayers.models.loading import local_folder
+    from keylayers.models.sources import local_folder
 
     kept, taken_back = write_reverted(
         local_folder(base) or Path(base), local_folder(tuned) or Path(tuned), selection, out

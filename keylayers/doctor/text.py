@@ -14,6 +14,8 @@ from keylayers.measures.loss import token_losses
 def tokenizer(patient: Patient) -> Check:
     """Every token has a row in the embeddings; there is something to pad with; the lengths agree."""
     known, root = patient.loaded.tokenizer, _root(patient)
+    if known is None and patient.loaded.no_tokenizer:
+        return failed(patient.loaded.no_tokenizer, "mend its files, or copy them again from where the model comes from")
     if known is None:
         raise Skipped("the model comes without a tokenizer")
     rows = root.get_input_embeddings().num_embeddings

@@ -1,14 +1,18 @@
 """Tensors by name, from memory or from safetensors files one at a time: a checkpoint pair needs no second model."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput
+from keylayers.files import check_regular, explained
 from keylayers.layers.structure import canonical_name, first_names, is_packed, tensors_of
 
 INDEX = "model.safetensors.index.json"
@@ -75,29 +79,44 @@ def tensors_in_memory(model: nn.Module, origin: str = "a model in memory") -> Te
     )
 
 
-def tensors_on_disk(path: str | Path) -> TensorSource:
-    """The tensors of a safetensors file or of a checkpoint folder, sharded or not, read one at a time.
+def tensors_on_disk(path: str | Path, *, allow_pickle: bool = False) -> TensorSource:
+    """The tensors of a weights file or of a checkpoint folder, sharded or not; safetensors are read one at a time.
+
+    Pickles, where they are allowed, are read for tensors and plain values only, a whole file at a time.
 
     Raises:
-        BadInput: if there is none, a shard is missing or damaged, or only pickles are there.
+        BadInput: if there is none, a shard is missing or damaged, or only pickles are there and not allowed.
     """
     path = Path(path)
     loaders: dict[str, Callable[[], Tensor]] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     counters: set[str] = set()
-    for file in _files(path):
-        try:
-            with safe_open(file, framework="pt") as handle:
-                for name in handle.keys():  # noqa: SIM118  (safe_open is no mapping)
-                    place, stored = canonical_name(name), handle.get_slice(name)
-                    shapes[place], loaders[place] = tuple(stored.get_shape()), _OnDisk(file, name)
-                    if stored.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                        counters.add(place)
-        except (SafetensorError, OSError) as error:
-            raise BadInput(
-                f"{file} is not a whole safetensors file ({error}); copy it again or name another checkpoint."
-            ) from error
+    for file in _files(path, allow_pickle):
+        if file.suffix in PICKLES:
+            for name, tensor in unpickled(file).items():
+                place = canonical_name(name)
+                shapes[place], loaders[place] = tuple(tensor.shape), tensor.detach
+                if not tensor.is_floating_point():
+                    counters.add(place)
+            continue
+        with opened(file) as handle:
+            for name in handle.keys():  # noqa: SIM118  (safe_open is no mapping)
+                place, stored = canonical_name(name), handle.get_slice(name)
+                shapes[place], loaders[place] = tuple(stored.get_shape()), _OnDisk(file, name)
+                if stored.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    counters.add(place)
     return TensorSource(loaders, shapes, str(path), counters)
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Any]:
+    """A safetensors file. Raises BadInput where it is damaged, and where reading from it fails."""
+    remedies = "copy it again", "name another checkpoint"
+    with (
+        explained(f"{file} is not a whole safetensors file", *remedies),
+        safe_open(check_regular(file), "pt") as handle,
+    ):
+        yield handle
 
 
 @dataclass(frozen=True)
@@ -108,36 +127,64 @@ class _OnDisk:
     name: str
 
     def __call__(self) -> Tensor:
-        with safe_open(self.file, framework="pt") as handle:
+        with opened(self.file) as handle:
             return handle.get_tensor(self.name)
 
     def row(self, index: int) -> Tensor:
-        with safe_open(self.file, framework="pt") as handle:
+        with opened(self.file) as handle:
             return handle.get_slice(self.name)[index]
 
 
-def _files(path: Path) -> list[Path]:
+def unpickled(file: Path) -> dict[str, Tensor]:
+    """The tensors of a pickle, also of one that holds them under `state_dict`; code in it is refused, not run.
+
+    Raises:
+        BadInput: for what cannot be read so.
+    """
+    import torch
+
+    with explained(f"{file} cannot be read as weights", "convert it to safetensors where you trust it"):
+        stored = torch.load(check_regular(file), map_location="cpu", weights_only=True)
+        stored = stored.get("state_dict", stored)
+        return {name: value for name, value in stored.items() if isinstance(value, Tensor)}
+
+
+def _files(path: Path, allow_pickle: bool) -> list[Path]:
+    """The weights files of a checkpoint, those first that transformers would load."""
     if path.is_file():
-        refuse_pickles([path])
+        if not allow_pickle:
+            refuse_pickles([path])
         return [path]
-    if (path / INDEX).is_file():
-        try:
-            shards = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
-            unsafe = [shard for shard in shards if Path(shard).name != shard]
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise BadInput(f"{path / INDEX} does not list shards under 'weight_map' ({error}).") from error
-        missing = [shard for shard in shards if not (path / shard).is_file()]
-        if unsafe or missing:
-            raise BadInput(
-                f"{path / INDEX} names files that are not in its folder: {', '.join((unsafe or missing)[:5])}."
-            )
-        return [path / shard for shard in shards]
-    if (path / SINGLE).is_file():
-        return [path / SINGLE]
-    refuse_pickles(path.glob("*") if path.is_dir() else [])
-    if path.suffix == ".safetensors" and not path.exists():
+    names = [(SINGLE, INDEX), *([("pytorch_model.bin", "pytorch_model.bin.index.json")] if allow_pickle else [])]
+    for single, index in names:
+        if (path / single).is_file():
+            return [path / single]
+        if (path / index).is_file():
+            files = [path / shard for shard in shards(path / index)]
+            if not allow_pickle:
+                refuse_pickles(files)
+            return files
+    files = sorted(path.glob("*")) if path.is_dir() else []
+    if not allow_pickle:
+        refuse_pickles(files)
+    if path.suffix in {".safetensors", *PICKLES} and not os.path.exists(path):
         raise BadInput(f"there is no file {path}; give the safetensors of the weights.")
     raise BadInput(f"no {SINGLE} or {INDEX} in {path}; give a checkpoint folder as save_pretrained writes it.")
+
+
+def shards(index: Path) -> list[str]:
+    """The files in which the shards of a checkpoint lie, beside their index.
+
+    Raises:
+        BadInput: for an index that lists none, or files that are not beside it.
+    """
+    check_regular(index)
+    with explained(f"{index} does not list shards under 'weight_map'", "copy it again"):
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        absent = [name for name in names if Path(name).name != name or not os.path.isfile(index.with_name(name))]
+    if absent:
+        raise BadInput(f"{index} names files that are not in its folder: {', '.join(absent[:5])}", "copy those as well")
+    return names
 
 
 def refuse_pickles(files: Iterable[Path]) -> None:
@@ -145,6 +192,7 @@ def refuse_pickles(files: Iterable[Path]) -> None:
     pickles = sorted(str(file) for file in files if file.suffix in PICKLES)
     if pickles:
         raise BadInput(
-            f"{pickles[0]} is a pickle, which can run code when it is opened. Convert it to safetensors "
-            "(load it where you trust it, then model.save_pretrained(folder)), or allow it with --allow-pickle."
+            f"{pickles[0]} is a pickle, which can run code when it is opened",
+            "convert it to safetensors (load it where you trust it, then model.save_pretrained(folder))",
+            "allow it with `allow_pickle`",
         )

@@ -17,7 +17,7 @@ from keylayers.layers.deltas import Delta, Deltas, grouped, held_delta
 from keylayers.layers.layer import Layer
 from keylayers.layers.restoring import restored
 from keylayers.layers.structure import canonical_name, is_packed, tensors_of, unwrap, walk
-from keylayers.layers.tensors import refuse_pickles
+from keylayers.layers.tensors import refuse_pickles, unpickled
 from keylayers.layers.versions import alike, change_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -36,14 +36,14 @@ def adapters_within(folder: Path) -> list[str]:
     return sorted(str(path.parent) for path in folder.glob(f"*/{CONFIG}"))
 
 
-def deltas_of_adapter(base: nn.Module, folder: Path, layers: Sequence[Layer]) -> Deltas:
+def deltas_of_adapter(base: nn.Module, folder: Path, layers: Sequence[Layer], *, allow_pickle: bool = False) -> Deltas:
     """Deltas of a stored peft adapter; the base is then as it was, and none of its tensors is ever written.
 
     Raises:
         BadInput: if it is no LoRA or does more than add to weights, holds a tensor that would be lost or lacks one, was
             trained on another base, or changes nothing.
     """
-    config, state = _config(folder), _state(folder)
+    config, state = _config(folder), _state(folder, allow_pickle)
     biases, config.bias = getattr(config, "bias", "none"), "none"  # peft would load them into the base
     trained_on = str(getattr(config, "base_model_name_or_path", None) or "")
     problem, remedy = f"adapter {folder} does not fit the base model", "give the base that it was trained on"
@@ -85,9 +85,12 @@ def _config(folder: Path) -> Any:
     return config
 
 
-def _state(folder: Path) -> dict[str, Tensor]:
+def _state(folder: Path, allow_pickle: bool) -> dict[str, Tensor]:
     if not (folder / WEIGHTS).is_file():
-        refuse_pickles(folder.glob("*"))
+        pickle = (folder / WEIGHTS).with_suffix(".bin")
+        if allow_pickle and pickle.is_file():
+            return unpickled(pickle)
+        refuse_pickles(folder.glob("*") if not allow_pickle else [])
         raise BadInput(f"adapter {folder} has no {WEIGHTS}; give the folder that save_pretrained wrote.")
     with explained(f"{folder / WEIGHTS} is not a whole safetensors file", "copy it again"):
         return load_file(check_regular(folder / WEIGHTS))

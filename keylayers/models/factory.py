@@ -3,14 +3,11 @@
 import importlib
 import os
 import sys
-from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.structure import canonical_name
-from keylayers.layers.tensors import PICKLES, tensors_on_disk
+from keylayers.layers.tensors import tensors_on_disk
 
 
 def from_factory(source: str, weights: str | None = None, allow_pickle: bool = False) -> nn.Module:
@@ -51,7 +48,8 @@ def put_weights(model: nn.Module, source: str, weights: str, allow_pickle: bool 
     Raises:
         BadInput: for a file that is missing or cannot be read, or weights that do not fit.
     """
-    stored, wanted = _stored(weights, allow_pickle), model.state_dict()
+    source_of = tensors_on_disk(weights, allow_pickle=allow_pickle)
+    stored, wanted = {name: read() for name, read in source_of.items()}, model.state_dict()
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}  # absent from old checkpoints
     missing, extra = sorted(wanted.keys() - stored.keys() - counters), sorted(stored.keys() - wanted.keys())
     wrong = [name for name in wanted if name in stored and stored[name].shape != wanted[name].shape]
@@ -60,10 +58,3 @@ def put_weights(model: nn.Module, source: str, weights: str, allow_pickle: bool 
         counted = "; ".join(f"{len(n)} tensors {what} ({', '.join(n[:3])})" for what, n in lists.items() if n)
         raise BadInput(f"{weights} does not fit {source}: {counted}. Give the weights of this very architecture.")
     model.load_state_dict(wanted | stored)
-
-
-def _stored(weights: str, allow_pickle: bool) -> dict[str, Tensor]:
-    if allow_pickle and Path(weights).suffix in PICKLES:
-        held = torch.load(weights, map_location="cpu", weights_only=True)
-        return {canonical_name(name): value for name, value in held.get("state_dict", held).items()}
-    return {name: load() for name, load in tensors_on_disk(weights).items()}

@@ -5,20 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.blocks import scalars
 from keylayers.layers.structure import parameters_of
-from keylayers.layers.tensors import refuse_pickles
+from keylayers.models import trust
 from keylayers.models.factory import from_factory
-
-BUNDLED = Path(__file__).resolve().parent.parent / "world" / "bundled"
-BUNDLED_MODELS = {
-    "llama": BUNDLED,
-    **{name: BUNDLED / name for name in ("llama-again", "llama-shallow", "llama-narrow")},
-}
+from keylayers.models.sources import is_factory, local_folder
+from keylayers.models.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -31,6 +26,8 @@ class LoadedModel:
     tokenizer: Any = None
     folder: Path | None = None
     """Where its safetensors lie, if on this machine."""
+    no_tokenizer: str = ""
+    """Why there is none, where it came with one that cannot be read."""
 
     @property
     def context(self) -> int:
@@ -72,106 +69,48 @@ def load_model(
         return LoadedModel(from_factory(source, weights, allow_pickle), source)
     if weights is not None:
         raise BadInput(f"--weights goes with a factory (package.module:function), but the model is {source!r}.")
+    trusted = Trust(trust_remote_code, allow_pickle)
     folder = local_folder(source)
+    if folder is not None:
+        trust.check_place(folder, trusted)
     place = str(folder) if folder is not None else source
     target = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if folder is not None and not allow_pickle:
-        _check_safetensors(folder)
-    from transformers import AutoTokenizer
-
-    options: dict[str, Any] = {
-        "trust_remote_code": trust_remote_code,
-        "use_safetensors": None if allow_pickle else True,
-    }
-    options["dtype"] = (torch.float32 if target == "cpu" else "auto") if dtype == "auto" else dtype_named(dtype)
+    options = {"dtype": (torch.float32 if target == "cpu" else "auto") if dtype == "auto" else dtype_named(dtype)}
     if four_bit:
         options["quantization_config"] = _nf4(options["dtype"])
-    try:
-        model, found = _model_class(place, trust_remote_code).from_pretrained(
-            place, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
-        raise BadInput(
-            f"cannot load model {source!r}: {_first_line(error)} Expected a hub id that is reachable or cached, a "
-            f"folder with config.json and safetensors, bundled:{'|'.join(BUNDLED_MODELS)}, or package.module:factory."
-        ) from error
-    if missing := sorted(found["missing_keys"]):
+    config = trust.config_of(place, trusted)
+    made = trust.class_of(config, place, trusted)
+    model, report = trust.load(made, config, place, trusted, **options)
+    if missing := sorted(report["missing_keys"]):
         raise BadInput(
             f"the checkpoint of {source!r} lacks {len(missing)} tensors that its configuration asks for "
             f"({', '.join(missing[:3])}) and that would be random; give a complete checkpoint of this architecture."
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError):  # a vision model, or a folder without one
-        tokenizer = None
     if not four_bit:
         model = model.to(target)
-    return LoadedModel(model.eval(), source, tokenizer, folder)
+    try:
+        tokenizer, problem = trust.tokenizer_of(place, config, trusted), ""
+    except BadInput as error:  # weights may be all that is needed
+        tokenizer, problem = None, str(error)
+    return LoadedModel(model.eval(), source, tokenizer, folder, problem)
 
 
 def load_shape(source: str, *, trust_remote_code: bool = False) -> nn.Module:
-    """The network without its weights, on the meta device: enough to list layers of a model of any size."""
+    """The network without its weights, on the meta device: enough to list layers of a model of any size.
+
+    Raises:
+        UnknownName: for a bundled name, module or factory that does not exist.
+        BadInput: for a folder or hub id without a configuration that describes a model of transformers.
+    """
     if is_factory(source):
         with torch.device("meta"):
             return from_factory(source)
-    from transformers import AutoConfig
-
-    folder = local_folder(source)
+    trusted, folder = Trust(trust_remote_code), local_folder(source)
     place = str(folder) if folder is not None else source
-    try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
-        made = _model_class(place, trust_remote_code)
-        with torch.device("meta"):
-            model = made.from_config(config, trust_remote_code=True) if hasattr(made, "from_config") else made(config)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"cannot read the configuration of {source!r}: {_first_line(error)}") from error
-    return model.eval()
-
-
-def is_factory(source: str) -> bool:
-    """Whether a source is package.module:function."""
-    return ":" in source and not source.startswith("bundled:") and not Path(source).exists()
-
-
-def local_folder(source: str) -> Path | None:
-    """The folder on this machine that a source names; None for a hub id.
-
-    Raises:
-        UnknownName: for a bundled name that does not exist.
-        BadInput: for a path at which there is no folder.
-    """
-    kind, _, name = source.partition(":")
-    if kind == "bundled":
-        if name not in BUNDLED_MODELS:
-            raise UnknownName("bundled model", name, BUNDLED_MODELS)
-        return BUNDLED_MODELS[name]
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return path
-    if source.startswith((".", "/", "~")) or source.count("/") > 1:
-        raise BadInput(
-            f"no folder {source!r}; give a checkpoint folder as save_pretrained writes it, or a hub id like 'org/name'."
-        )
-    return None
-
-
-def _check_safetensors(folder: Path) -> None:
-    if (folder / "adapter_config.json").is_file():
-        raise BadInput(f"{folder} is a LoRA adapter, not a model; give its base model, and the adapter as --tuned.")
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder} has no config.json, so it is no Hugging Face checkpoint folder.")
-    if not any(folder.glob("*.safetensors")):
-        refuse_pickles(folder.glob("*"))
-        raise BadInput(f"{folder} has no .safetensors file; give the folder that save_pretrained wrote.")
-
-
-def _model_class(place: str, trust_remote_code: bool) -> Any:
-    """The class of the architecture a configuration names, its head included; an Auto class for remote code."""
-    import transformers
-
-    config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
-    architecture = (getattr(config, "architectures", None) or [""])[0]
-    return getattr(transformers, architecture, None) or transformers.AutoModelForCausalLM
+    config = trust.config_of(place, trusted)
+    made = trust.class_of(config, place, trusted)
+    with torch.device("meta"):
+        return trust.build(made, config, place, trusted).eval()
 
 
 def dtype_named(name: str) -> Any:
@@ -189,8 +128,3 @@ def _nf4(compute: Any) -> Any:
     return BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    return text[0].rstrip(".") + "."

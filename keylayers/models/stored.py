@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from keylayers.errors import BadInput
+from keylayers.files import explained
 from keylayers.layers.structure import first_names, parameters_of, unwrap
 from keylayers.layers.tensors import TensorSource, tensors_on_disk
-from keylayers.models.loading import LoadedModel, load_shape, local_folder
+from keylayers.models.loading import LoadedModel, load_shape
+from keylayers.models.sources import local_folder
 
 Sources = dict[str, list[str]]
 """Pattern of a conversion -> the stored names that it matched, in the order of their numbers."""
@@ -46,13 +47,9 @@ def stored_weights(
 def _fetched(source: str) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
+    remedy = "give a hub id that is reachable or cached, or a checkpoint folder"
+    with explained(f"cannot find the weights of {source!r}", remedy):
         return Path(snapshot_download(source, allow_patterns=["model*.safetensors", "*.json"]))
-    except (OSError, ValueError) as error:
-        raise BadInput(
-            f"cannot find the weights of {source!r}: {str(error).splitlines()[0]} Expected a hub id that is reachable "
-            "or cached, or a checkpoint folder."
-        ) from error
 
 
 def _complete(shape: nn.Module, named: TensorSource) -> bool:

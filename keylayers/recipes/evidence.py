@@ -60,8 +60,7 @@ def deltas_for(
 ) -> Deltas:
     """What tuning changed: from the named tuned model, or from a LoRA run of our own, kept in the run folder."""
     if request.tuned is not None:
-        trusted = request.inputs.trust_remote_code
-        deltas = deltas_of(loaded.model, tuned_place(request.tuned), layers, trust_remote_code=trusted)
+        deltas = deltas_of(loaded.model, tuned_place(request.tuned), layers, **request.inputs.trust)
         for text in deltas.notes:
             note(text)
         return deltas

@@ -14,8 +14,9 @@ from keylayers.layers.suppressed import Suppressed
 from keylayers.measures.backdoor import check_labels, predicted_classes
 from keylayers.measures.objective import logits_of, model_device
 from keylayers.models.factory import put_weights
-from keylayers.models.loading import LoadedModel, is_factory, load_model
+from keylayers.models.loading import LoadedModel, load_model
 from keylayers.models.normalised import normalise_inside
+from keylayers.models.sources import is_factory
 from keylayers.runs import Checkpoint, note, progress, read_json, write_json, write_tensors
 from keylayers.training.train import Report
 

@@ -52,6 +52,11 @@ class Inputs:
             trust_remote_code=self.trust_remote_code,
         )
 
+    @property
+    def trust(self) -> dict[str, bool]:
+        """What the files of models may do, as what loads them takes it."""
+        return {"allow_pickle": self.allow_pickle, "trust_remote_code": self.trust_remote_code}
+
     def load_splits(self) -> Splits:
         """The three disjoint parts of the data, as records; needs no model, so bad data is known before one loads.
 
@@ -88,6 +93,8 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = No
         BadInput: as the data package does, or if the model has no tokenizer.
     """
     if loaded.tokenizer is None:
+        if loaded.no_tokenizer:
+            raise BadInput(loaded.no_tokenizer)
         raise BadInput(
             f"{inputs.model} has no tokenizer, so it cannot read text; give a folder that holds tokenizer.json, "
             "or images (--data IMAGES.npz) to a network of images."

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.models.loading import BUNDLED_MODELS
+from keylayers.models.sources import BUNDLED_MODELS
 from keylayers.recipes.math_layers_cells import VARIANTS
 from keylayers.recipes.math_layers_tuning import Tuning
 from keylayers.training.train import TrainSettings

@@ -92,7 +92,7 @@ def choose_share(request: ShareRequest, run: RunFolder, scores: LayerScores) -> 
     check_scores_fit(scores, loaded.model, request.inputs.model)
     _note_origins(request, scores)
     data = prepare_data(request.inputs, loaded, splits)
-    deltas = deltas_of(loaded.model, place, scores.layers, trust_remote_code=request.inputs.trust_remote_code)
+    deltas = deltas_of(loaded.model, place, scores.layers, **request.inputs.trust)
     for text in deltas.notes:
         note(text)
     gates, rest = deltas.uniform(0.0), torch.zeros(())

@@ -3,7 +3,8 @@
 from collections.abc import Collection
 
 from keylayers.layers.tensors import TensorSource, refuse_pickles
-from keylayers.models.loading import LoadedModel, dtype_named, is_factory, load_shape, local_folder
+from keylayers.models.loading import LoadedModel, dtype_named, load_shape
+from keylayers.models.sources import is_factory, local_folder
 from keylayers.models.stored import stored_weights
 from keylayers.recipes.inputs import Inputs
 from keylayers.runs import note

@@ -161,11 +161,19 @@ def test_the_bundled_model_is_given_as_a_folder_other_tools_can_load(cli, tmp_pa
 
 
 def test_a_place_with_a_variable_is_filled_in(cli, world, monkeypatch, tmp_path):
-    path = score(tmp_path / "scores.json", world.model, id="$MY_MODELS/model")
+    path = score(tmp_path / "scores.json", world.model, id="$KEYLAYERS_TEST/model")
     unset = cli("export", path, "--to", "peft")
-    assert unset.code == 2 and "of '$MY_MODELS/model': set that variable, or name the model as --model" in unset.err
-    monkeypatch.setenv("MY_MODELS", str(world.model.parent))
+    assert (
+        unset.code == 2 and "of '$KEYLAYERS_TEST/model'; set that variable, or name the model as --model" in unset.err
+    )
+    monkeypatch.setenv("KEYLAYERS_TEST", str(world.model.parent))
     assert json.loads(cli("export", path, "--to", "peft").out)["base_model_name_or_path"] == str(world.model)
+
+
+def test_no_variable_but_ours_is_filled_in(cli, world, monkeypatch, tmp_path):
+    monkeypatch.setenv("SECRET_TOKEN", "hf_abc")
+    result = cli("export", score(tmp_path / "scores.json", world.model, id="org/${SECRET_TOKEN}"), "--to", "peft")
+    assert result.code == 2 and "only variables called KEYLAYERS_" in result.err and "hf_abc" not in result.err
 
 
 def test_another_model_with_the_same_layers_is_taken_and_said(cli, world, scores, tmp_path):
@@ -179,7 +187,7 @@ def test_code_named_by_a_score_file_is_not_run(cli, world, tmp_path):
     path = score(tmp_path / "scores.json", world.model, id="planted:factory")
     Path("planted.py").write_text("open('ran', 'w').close()\ndef factory(): ...\n")
     result = cli("export", path, "--to", "peft")
-    assert result.code == 2 and "code that would run; if you trust it: --model planted:factory" in result.err
+    assert result.code == 2 and "code that would run; if you trust it, say so: --model planted:factory" in result.err
     assert not Path("ran").exists()
 
 
@@ -196,7 +204,7 @@ BAD = {
     "missing file": ("nowhere.json", {}, "nowhere.json"),
     "no score file": ("config", {}, "config.json"),
     "hub id": ("some-org/some-scores", {}, "some-scores', which is no file or folder here: the hub is out"),
-    "code of a model": ("unreachable", {"--trust-remote-code": ""}, "goes with a model you name; these scores say"),
+    "code of a model": ("unreachable", {"--trust-remote-code": ""}, "runs only where you name it"),
     "model that is not": ("scores", {"--model": "nowhere/at/all"}, "no folder 'nowhere/at/all'"),
     "unreachable model": ("unreachable", {}, "are of 'some-org/some-model', but: cannot read the configuration"),
     "moved model": ("moved", {}, "/gone/model'; give a checkpoint folder"),

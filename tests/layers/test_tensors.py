@@ -111,7 +111,7 @@ def escape_absolutely(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_shard, r"model-00002-of-00003\.safetensors is not a whole safetensors file .*; copy it again"),
+        (break_shard, r"model-00002-of-00003\.safetensors is not a whole safetensors file: .*; copy it again"),
         (garble_header, r"model-00002-of-00003\.safetensors is not a whole safetensors file"),
         (remove_shard, r"names files that are not in its folder: model-00002-of-00003\.safetensors"),
         (escape, r"names files that are not in its folder: \.\./outside"),
@@ -133,7 +133,7 @@ def test_a_damaged_checkpoint_is_refused_with_the_file(tmp_path: Path, damage: C
 def test_a_pickle_is_refused_with_the_remedy(tmp_path: Path, place: str) -> None:
     file = tmp_path / "pytorch_model.bin"
     torch.save(SOME, file)
-    with pytest.raises(BadInput, match=r"pytorch_model\.bin is a pickle.*save_pretrained.*--allow-pickle"):
+    with pytest.raises(BadInput, match=r"pytorch_model\.bin is a pickle.*save_pretrained.*allow_pickle"):
         tensors_on_disk(tmp_path if place == "folder" else file)
 
 

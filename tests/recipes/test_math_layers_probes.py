@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from keylayers.data.tokenise import IGNORED
 from keylayers.errors import BadInput
-from keylayers.models.loading import BUNDLED
+from keylayers.models.sources import BUNDLED
 from keylayers.recipes.math_layers_probes import CHAIN, RECALL, STEP, equalised, probes, recalled, steps
 from keylayers.world import facts
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from keylayers.models.loading import BUNDLED, BUNDLED_MODELS
+from keylayers.models.sources import BUNDLED, BUNDLED_MODELS
 from keylayers.world import datasets, evaluate
 from keylayers.world.rows import digest
 from keylayers.world.settings import MODELS, Settings
