@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from keylayers.errors import UnknownName
 from keylayers.recipes.bench import Task
 from keylayers.recipes.desk import Desk
-from keylayers.recipes.ila_plan import WAYS, bundled_task, real_tasks
+from keylayers.recipes.ila_plan import WAYS, bundled_task, mask, real_tasks
 from keylayers.recipes.rankings import Way, rankings
 from keylayers.recipes.retraining import (
     ALL,
@@ -34,19 +34,14 @@ CONVERGED = "SGD 100 from 4, to rest"
 """At rest: no gate moved by 0.005 over 25 steps; 300 steps at most. At a rate of 3, all gates still stand at 4's."""
 
 
-def _mask(optimiser: str, rate: float, steps: int, initial: float, **other: object) -> Way:
-    settings = {"optimiser": optimiser, "learning_rate": rate, "steps": steps, "initial": initial, **other}
-    return Way("learned_mask", settings)
-
-
 MASKS = {
-    USUAL: _mask("adam", 0.01, 100, 4.0),
-    "Adam 0.01 x 100 from 0": _mask("adam", 0.01, 100, 0.0),
-    STEEPEST: _mask("sgd", 3.0, 100, 0.0),
-    CONVERGED: _mask("sgd", 100.0, 300, 4.0, rest=0.005),
-    "Adam 0.05 x 400 from 4": _mask("adam", 0.05, 400, 4.0),
-    f"{USUAL}, training records": _mask("adam", 0.01, 100, 4.0, records="training"),
-    f"{STEEPEST}, training records": _mask("sgd", 3.0, 100, 0.0, records="training"),
+    USUAL: mask("adam", 0.01, 100, 4.0),
+    "Adam 0.01 x 100 from 0": mask("adam", 0.01, 100, 0.0),
+    STEEPEST: mask("sgd", 3.0, 100, 0.0),
+    CONVERGED: mask("sgd", 100.0, 300, 4.0, rest=0.005),
+    "Adam 0.05 x 400 from 4": mask("adam", 0.05, 400, 4.0),
+    f"{USUAL}, training records": mask("adam", 0.01, 100, 4.0, records="training"),
+    f"{STEEPEST}, training records": mask("sgd", 3.0, 100, 0.0, records="training"),
 }
 """Every mask on trial."""
 

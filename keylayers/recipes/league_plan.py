@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from keylayers import criteria
 from keylayers.errors import BadInput
 from keylayers.recipes.bench import Task
+from keylayers.recipes.ila_plan import mask
 from keylayers.recipes.rankings import Way
 from keylayers.recipes.retraining import Rates
 
@@ -14,8 +15,8 @@ BEST, KINDS = "midpoint", "random, kinds of midpoint"
 
 ENTRANTS = {
     # what tuning changed
-    "ILA (s0 = 4)": Way("learned_mask", {"initial": 4.0, "steps": 100}),
-    "ILA (s0 = 0)": Way("learned_mask", {"initial": 0.0, "steps": 100}),
+    "ILA (s0 = 4)": mask("adam", 0.01, 100, 4.0),
+    "ILA (s0 = 0)": mask("adam", 0.01, 100, 0.0),
     "path integral": Way("path_integral", {"points": 4}),
     BEST: Way("path_integral", {"points": 1}),
     "midpoint, 25 % of stage 1": Way("path_integral", {"points": 1}, 0.25, records=32),
