@@ -1,16 +1,15 @@
 """Backdoor cleansing: the selected skips turned down, and the model fine-tuned around them on clean images."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from keylayers.actions.proof import check_only_changed, fingerprints
-from keylayers.errors import BadInput, BadSelection, UnknownName
+from keylayers.errors import BadInput, BadSelection
 from keylayers.layers.blocks import find_blocks
 from keylayers.layers.capture import capture
 from keylayers.layers.layer import Layer, layer_named
@@ -22,6 +21,7 @@ from keylayers.measures.backdoor import check_labels, check_no_class_empty
 from keylayers.measures.objective import logits_of, model_device
 from keylayers.models.pixels import image_argument
 from keylayers.scores.selection import Selection
+from keylayers.settings import Settings, Share
 from keylayers.training.image_states import Keeps
 from keylayers.training.images import ImageTraining, train_images
 from keylayers.training.train import Report
@@ -30,14 +30,14 @@ Scope = Literal["stage", "block", "all"]
 
 
 @dataclass(frozen=True)
-class Cleanse:
+class Cleanse(Settings):
     """How a model is cleansed.
 
     Raises:
         BadInput: for a factor outside [0, 1]. UnknownName: for another scope.
     """
 
-    factor: float = 0.0
+    factor: Share = 0.0
     """Of the selected skips: f(x) + factor * x; 0 removes them, 1 leaves fine-tuning alone."""
     tune: Scope = "stage"
     """What trains: the list of blocks that holds the skip's block, that block, or everything."""
@@ -46,12 +46,6 @@ class Cleanse:
     weight; and what a later fine-tuning finds in the weights it may take out again."""
     training: ImageTraining = field(default_factory=lambda: ImageTraining(epochs=40, batch_size=50, learning_rate=0.05))
     """Of the fine-tuning; epochs=0 leaves it out."""
-
-    def __post_init__(self) -> None:
-        if self.tune not in get_args(Scope):
-            raise UnknownName("scope to tune", str(self.tune), get_args(Scope))
-        if not (math.isfinite(self.factor) and 0 <= self.factor <= 1):
-            raise BadInput(f"skips are to be multiplied by {self.factor}; expected 0 (removed) to 1 (as they are).")
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ anew (CLAT)."""
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from keylayers.actions.proof import changed_names, check_only_changed, fingerprints
 from keylayers.actions.tuning import tensors_that_may_change, tuning_only
-from keylayers.errors import BadInput, UnknownName
+from keylayers.errors import BadInput
 from keylayers.layers.capture import capture
 from keylayers.layers.placing import frozen
 from keylayers.maths import robust_losses
@@ -21,6 +21,7 @@ from keylayers.measures.attacks import Pgd, feature_distance, features, features
 from keylayers.measures.objective import logits_of
 from keylayers.models.pixels import checked_pixels
 from keylayers.scores.selection import Selection
+from keylayers.settings import Count, NotNegative, Settings
 from keylayers.training.image_states import Keeps
 from keylayers.training.images import ImageTraining, train_images
 from keylayers.training.train import Report
@@ -32,31 +33,25 @@ BETAS = {"pgd-at": 0.0, "trades": 6.0, "mart": 5.0}
 
 
 @dataclass(frozen=True)
-class HardenSettings:
+class HardenSettings(Settings):
     """How the selected layers are trained."""
 
     loss: LossName = "pgd-at"
-    beta: float | None = None
+    beta: NotNegative | None = None
     """Weight of the divergence of TRADES and MART; None: their papers'."""
     attack: Pgd = field(default_factory=Pgd)
     """Of each step, from a start of its own; in eval mode, one restart, last iterate."""
-    feature_weight: float = 1.0
+    feature_weight: NotNegative = 1.0
     """CLAT's lambda; 0 leaves its term out. Not published."""
     fast: bool = False
     """Whether that term is taken at the images of the attack on the loss, instead of ones of its own (the same steps
     once more)."""
-    every: int = 10
+    every: Count = 10
     """Epochs after which layers are chosen anew, where a way to choose is given."""
     training: ImageTraining = field(default_factory=lambda: ImageTraining(20, 100, 0.01))
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(LossName):
-            raise UnknownName("loss", str(self.loss), get_args(LossName))
-        if self.every < 1 or not self.feature_weight >= 0 or not (self.beta is None or self.beta >= 0):
-            raise BadInput(
-                f"hardening got every={self.every}, feature_weight={self.feature_weight} and beta={self.beta}; "
-                "expected at least 1 epoch, and weights of at least 0."
-            )
+        super().__post_init__()
         if self.attack.restarts > 1:
             raise BadInput(f"an attack in training has one restart, got {self.attack.restarts}; give it more steps.")
 

@@ -2,40 +2,35 @@
 
 from collections.abc import Container
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from keylayers.actions.proof import check_only_changed, fingerprints
 from keylayers.actions.tuning import tensors_that_may_change, tuning_only
-from keylayers.errors import BadInput
 from keylayers.layers.structure import walk
 from keylayers.measures.attacks import Attack, Pgd
 from keylayers.measures.robustness import Outcomes, clean_accuracy, robust_accuracy
 from keylayers.models.pixels import checked_pixels
 from keylayers.scores.selection import Selection
+from keylayers.settings import Settings, Share
 from keylayers.training.images import ImageTraining, train_images
 
 
 @dataclass(frozen=True)
-class RiftSettings:
+class RiftSettings(Settings):
     """How the selected layers are fine-tuned, and what robustness may cost."""
 
     training: ImageTraining = field(default_factory=lambda: ImageTraining(epochs=10, learning_rate=1e-3))
     attack: Attack = field(default_factory=Pgd)
     """What the robust accuracy is measured under."""
-    points: int = 11
+    points: Annotated[int, Ge(2)] = 11
     """Shares of the change that are tried, evenly from 0 to 1."""
-    tolerance: float = 0.0
+    tolerance: Share = 0.0
     """Robust accuracy that may be given up, in [0, 1]."""
-
-    def __post_init__(self) -> None:
-        if self.points < 2 or not 0 <= self.tolerance <= 1:
-            raise BadInput(
-                f"rift got points={self.points} and tolerance={self.tolerance}; expected at least 2 points and a "
-                "tolerance in [0, 1]."
-            )
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,19 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from keylayers.errors import BadInput, UnknownName
+from keylayers.errors import BadInput
 from keylayers.maths.centroids import cosines
 from keylayers.maths.conformal import bound
 from keylayers.measures.features import (
     Position,
     Predict,
-    check_position,
     checked_classes,
     features_of,
     predicted_classes,
@@ -25,6 +24,7 @@ from keylayers.measures.features import (
 from keylayers.measures.loss import evaluating
 from keylayers.measures.objective import Batch
 from keylayers.runs.atomic import read_tensors, write_tensors
+from keylayers.settings import Inside, Natural, NotNegative, Settings
 
 Threshold = Literal["conformal", "tau"]
 Members = Literal["labels", "predicted", "agreed"]
@@ -33,34 +33,25 @@ FORMAT = "keylayers/screen/1"
 
 
 @dataclass(frozen=True)
-class ScreenSettings:
+class ScreenSettings(Settings):
     """How a screen is fitted."""
 
     threshold: Threshold = "conformal"
     """Where suspicion begins: at a quantile of calibration inputs, or at `tau`, as published."""
-    alpha: float = 0.05
+    alpha: Inside = 0.05
     """Of `conformal`: most clean inputs that may be flagged, as a share."""
     per_class: bool = False
     """Of `conformal`: hold the share in each predicted class by itself (Mondrian), not over all; needs 1 / alpha - 1
     calibration inputs of every class."""
-    tau: float = 2.5
+    tau: NotNegative = 2.5
     """Of `tau`: standard deviations below the reference's mean similarity."""
     leave_one_out: bool = True
     """Of the reference's similarities: to the centroid of a class's other records; False, as published: to its own."""
     members: Members = "labels"
     """Whose features make a class's centroid: records of that label, those predicted to be it, or both at once."""
     position: Position = "auto"
-    tokens: tuple[int, ...] = ()
+    tokens: tuple[Natural, ...] = ()
     """Of language models: the first token of each class's answer; the most likely of them is the predicted class."""
-
-    def __post_init__(self) -> None:
-        for name, held, known in (("threshold", self.threshold, Threshold), ("members", self.members, Members)):
-            if held not in get_args(known):
-                raise UnknownName(f"screen {name}", str(held), get_args(known))
-        check_position(self.position)
-        if not 0 < self.alpha < 1 or not self.tau >= 0:
-            raise BadInput(f"alpha={self.alpha}, tau={self.tau}: expected a share between 0 and 1, and at least 0.")
-        object.__setattr__(self, "tokens", tuple(self.tokens))
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from keylayers.actions.tuning import Forecast, forecast, tensors_that_may_change
 from keylayers.data.tokenise import Examples
 from keylayers.errors import BadInput, UnknownName
 from keylayers.scores.selection import Selection
+from keylayers.settings import Settings
 from keylayers.training.adapters import LoraSettings, attach_lora, restored, save_adapter
 from keylayers.training.train import Report, TrainLog, TrainSettings, train
 
@@ -19,7 +20,7 @@ METHODS = ("lora", "qlora", "full")
 
 
 @dataclass(frozen=True)
-class TuneSettings:
+class TuneSettings(Settings):
     """How the selected layers are tuned."""
 
     method: Literal["lora", "qlora", "full"] = "lora"

@@ -2,28 +2,27 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.evaluation import per_token
 from keylayers.criteria.removing import Replace, costs_without
-from keylayers.criteria.windows import shares_above, windows
+from keylayers.criteria.windows import enough_layers, shares_above, windows
 from keylayers.criteria.work import Work
-from keylayers.errors import UnknownName
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Count, Seed
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(CriterionSettings):
     """Settings of `ablation`."""
 
     replace: Replace = "zero"
     """What stands in for a layer's contribution: nothing, its mean over the tokens of the data, or that of another
     record of the batch. A block's contribution is its output minus its input, so that zero makes it the identity."""
-    window: int = 1
+    window: Count = 1
     """Layers of one kind in consecutive blocks that go together, the scored one in the middle."""
-    seed: int = 0
+    seed: Seed = 0
     """Of who gives to whom under `resample`."""
 
 
@@ -38,7 +37,7 @@ def _work(layers: Sequence[Layer], settings: Ablation, batches: int) -> Work:
     return Work(once, 0, partial=batches * passes, share=(sum(above) * (1 + again) - free) / max(passes, 1))
 
 
-@criterion("model", "data", settings=Ablation, work=_work, optional=["measure"])
+@criterion("model", "data", settings=Ablation, work=_work, fits=enough_layers, optional=["measure"])
 def ablation(evidence: Evidence, layers: Sequence[Layer], settings: Ablation) -> LayerScores:
     """Cost of the model without a layer minus its cost with it; the loss in nats per token; below 0 where it harms.
 
@@ -54,8 +53,6 @@ def ablation(evidence: Evidence, layers: Sequence[Layer], settings: Ablation) ->
     """
     # deviates: the paper samples whole answers and reports accuracy; here the default is the loss per token by teacher
     # forcing, because a difference of accuracies over 50 sampled answers has a standard error of 7 points or more.
-    if settings.replace not in get_args(Replace):
-        raise UnknownName("ablation replace", str(settings.replace), get_args(Replace))
     places = windows(layers, settings.window)
     sets = list(dict.fromkeys(places))
     whole, without, terms = costs_without(

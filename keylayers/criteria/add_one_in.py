@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.evaluation import per_token
 from keylayers.criteria.one_at_a_time import losses_one_at_a_time
 from keylayers.criteria.work import one_at_a_time
@@ -12,7 +12,7 @@ from keylayers.scores.scores import LayerScores
 
 
 @dataclass(frozen=True)
-class AddOneIn:
+class AddOneIn(CriterionSettings):
     """`add_one_in` has no settings."""
 
 

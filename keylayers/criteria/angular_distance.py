@@ -1,5 +1,6 @@
 """The angle by which a span of blocks turns the hidden states; a block is as critical as its most idle span allows."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,23 +9,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from keylayers.criteria.block_influence import same_shape, unit
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.criterion import CriterionSettings, Evidence
 from keylayers.criteria.observing import Blocks, Means, Observed, observing
-from keylayers.criteria.seen import Position, Seen, check_position
+from keylayers.criteria.seen import Position, Seen
 from keylayers.errors import BadInput
+from keylayers.layers.layer import Layer
+from keylayers.settings import Count
 
 
 @dataclass(frozen=True)
-class AngularDistance:
+class AngularDistance(CriterionSettings):
     """Settings of `angular_distance`."""
 
-    span: int = 1
+    span: Count = 1
     """Blocks in a row that are judged together."""
     position: Position = "last"
     """Positions compared: the last token of each sequence as published, or prompt, mean or all."""
 
 
-@observing(settings=AngularDistance)
+def _fits(layers: Sequence[Layer], settings: AngularDistance, batches: int) -> None:
+    if settings.span > len(layers):
+        asked = settings.spelled("span", settings.span)
+        raise BadInput(f"{asked}: expected 1 to {len(layers)}, as many blocks as there are.")
+
+
+@observing(settings=AngularDistance, fits=_fits)
 def angular_distance(evidence: Evidence, blocks: Blocks, settings: AngularDistance) -> "Angles":
     """(1/pi) E arccos cos(hidden states before, after) over a span of blocks, in [0, 1]; least of a block's spans.
 
@@ -36,12 +45,11 @@ def angular_distance(evidence: Evidence, blocks: Blocks, settings: AngularDistan
     Raises:
         BadInput: for a span no stack of blocks holds, or a block that changes the shape of the hidden states.
     """
-    check_position(settings.position)
     longest = max(blocks.stacks.count(stack) for stack in blocks.stacks)
     shortest = min(blocks.stacks.count(stack) for stack in blocks.stacks)
-    if not 1 <= settings.span <= shortest:
+    if settings.span > shortest:
         room = str(longest) if longest == shortest else f"{shortest} in its shorter stack"
-        raise BadInput(f"angular_distance spans {settings.span} blocks; expected 1 to {room}, as many as there are.")
+        raise BadInput(f"{settings.spelled('span', settings.span)}: expected 1 to {room}, as many blocks as there are.")
     return Angles(blocks, settings)
 
 

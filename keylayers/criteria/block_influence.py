@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.criterion import CriterionSettings, Evidence
 from keylayers.criteria.observing import Blocks, Means, Observed, observing
-from keylayers.criteria.seen import Position, Seen, check_position
+from keylayers.criteria.seen import Position, Seen
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 
 
 @dataclass(frozen=True)
-class BlockInfluence:
+class BlockInfluence(CriterionSettings):
     """Settings of `block_influence`."""
 
     position: Position = "all"
@@ -31,7 +31,6 @@ def block_influence(evidence: Evidence, blocks: Blocks, settings: BlockInfluence
     Raises:
         BadInput: naming a block that changes the width or number of positions, whose ends have no angle.
     """
-    check_position(settings.position)
     return Influence(blocks, settings)
 
 

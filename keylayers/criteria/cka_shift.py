@@ -2,18 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.criterion import CriterionSettings, Evidence
 from keylayers.criteria.observing import Blocks, Observed, Observer, observing
 from keylayers.criteria.pooled import Rows, jackknife_bounds, mean_over
-from keylayers.criteria.seen import Position, Seen, Side, check_position
-from keylayers.errors import BadInput, UnknownName
+from keylayers.criteria.seen import Position, Seen, Side
+from keylayers.criteria.windows import Odd, check_odd
+from keylayers.errors import BadInput
+from keylayers.layers.layer import Layer
 from keylayers.maths.cka import LEAST, Estimator, Kernel, MinibatchCka, grams, table_of_grams
 
 Variant = Literal["neighbours", "input", "released"]
@@ -22,10 +24,10 @@ GROUP = 256
 
 
 @dataclass(frozen=True)
-class CkaShift:
+class CkaShift(CriterionSettings):
     """Settings of `cka_shift`."""
 
-    window: int = 3
+    window: Odd = 3
     """Odd number of blocks around a block, itself included: 3 are its two neighbours."""
     variant: Variant = "neighbours"
     """Compared with the neighbours' outputs; with the block's own input; or, as released, with itself included."""
@@ -36,8 +38,25 @@ class CkaShift:
     estimator: Estimator = "unbiased"
     """Or biased as published, which tends to 1 where the model is wider than there are records."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_odd(self)
+        if self.position == "all" and self.estimator == "biased":
+            raise BadInput(
+                "the biased CKA of all tokens depends on how they are grouped",
+                "set `settings.estimator=unbiased`",
+                "set `settings.position=last`",
+            )
 
-@observing(settings=CkaShift)
+
+def _fits(layers: Sequence[Layer], settings: CkaShift, batches: int) -> None:
+    if len(layers) < 2 and settings.variant == "neighbours":
+        raise BadInput(
+            "cka_shift compares a block with its neighbours, and there is one block", "set `settings.variant=input`"
+        )
+
+
+@observing(settings=CkaShift, fits=_fits)
 def cka_shift(evidence: Evidence, blocks: Blocks, settings: CkaShift) -> Observer:
     """1 - mean CKA of a block's output with its neighbours', in [0, 1] if biased, [0, 2] if not; high = change point.
 
@@ -53,15 +72,7 @@ def cka_shift(evidence: Evidence, blocks: Blocks, settings: CkaShift) -> Observe
     """
     # deviates: the released code counts a layer's CKA with itself, 1; here left out, because it hides the ends.
     # deviates: the paper's estimator is biased; here HSIC_1, because the bias grows with width over records.
-    check_position(settings.position)
-    if settings.variant not in get_args(Variant):
-        raise UnknownName("cka_shift variant", str(settings.variant), get_args(Variant))
-    if settings.window < 3 or settings.window % 2 == 0:
-        raise BadInput(f"cka_shift window={settings.window}: expected an odd number of blocks, at least 3.")
-    if len(blocks.layers) < 2 and settings.variant == "neighbours":
-        raise BadInput("cka_shift compares a block with its neighbours, and there is one block; set variant=input.")
-    if settings.position == "all" and settings.estimator == "biased":
-        raise BadInput("the biased CKA of all tokens depends on how they are grouped; set estimator=unbiased.")
+    _fits(blocks.layers, settings, 1)
     return TokenShift(blocks, settings) if settings.position == "all" else RowShift(blocks, settings)
 
 

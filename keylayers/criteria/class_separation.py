@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.work import Work
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.capture import capture
@@ -18,7 +18,6 @@ from keylayers.layers.placing import frozen
 from keylayers.maths.centroids import ClassSums
 from keylayers.measures.features import (
     Position,
-    check_position,
     checked_classes,
     classes_of,
     is_text,
@@ -37,7 +36,7 @@ LEAST = 2
 
 
 @dataclass(frozen=True)
-class ClassSeparation:
+class ClassSeparation(CriterionSettings):
     """Settings of `class_separation`."""
 
     position: Position = "auto"
@@ -68,9 +67,6 @@ def class_separation(evidence: Evidence, layers: Sequence[Layer], settings: Clas
     """
     # deviates: paper compares each sample with a centroid it is part of; here with that of the others, because with few
     # samples per class its own share is most of the cosine where features are wide.
-    check_position(settings.position)
-    if settings.classes not in get_args(Whose):
-        raise UnknownName("class_separation classes", str(settings.classes), get_args(Whose))
     assert evidence.model is not None and evidence.data is not None
     names = tuple(layer.name for layer in layers)
     sums = [ClassSums() for _ in range(len(names) + 1)]

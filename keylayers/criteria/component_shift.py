@@ -1,5 +1,6 @@
 """Change points of the strongest directions: blocks whose top components correlate little with their neighbours'."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,28 +8,46 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.criterion import CriterionSettings, Evidence
 from keylayers.criteria.observing import Blocks, Observed, observing
 from keylayers.criteria.pooled import Rows, jackknife_bounds, mean_over
-from keylayers.criteria.seen import Position, Seen, check_position
+from keylayers.criteria.seen import Position, Seen
+from keylayers.criteria.windows import Odd, check_odd
 from keylayers.errors import BadInput
+from keylayers.layers.layer import Layer
 from keylayers.maths.cka import centred, grams
 from keylayers.maths.components import canonical_table, principal_scores
+from keylayers.settings import Count
 
 
 @dataclass(frozen=True)
-class ComponentShift:
+class ComponentShift(CriterionSettings):
     """Settings of `component_shift`."""
 
-    components: int = 3
+    components: Count = 3
     """Principal components compared."""
-    window: int = 3
+    window: Odd = 3
     """Odd number of blocks around a block, itself included; the released code compares with two on each side: 5."""
     position: Position = "prompt"
     """The last token of the prompt as published; last or mean."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_odd(self)
+        if self.position == "all":
+            raise BadInput(
+                "component_shift keeps every row it compares, so not all tokens",
+                "set `settings.position=prompt`",
+                "set `settings.position=mean`",
+            )
 
-@observing(settings=ComponentShift)
+
+def _fits(layers: Sequence[Layer], settings: ComponentShift, batches: int) -> None:
+    if len(layers) < 2:
+        raise BadInput("component_shift compares a block with its neighbours, and there is one block.")
+
+
+@observing(settings=ComponentShift, fits=_fits)
 def component_shift(evidence: Evidence, blocks: Blocks, settings: ComponentShift) -> "Shift":
     """1 - mean canonical correlation of a block's top principal components with its neighbours', in [0, 1].
 
@@ -40,15 +59,7 @@ def component_shift(evidence: Evidence, blocks: Blocks, settings: ComponentShift
     Raises:
         BadInput: for an even window, all tokens, or records so few that every set of components spans them all.
     """
-    check_position(settings.position)
-    if settings.position == "all":
-        raise BadInput("component_shift keeps every row it compares; set position to prompt, last or mean.")
-    if settings.window < 3 or settings.window % 2 == 0:
-        raise BadInput(f"component_shift window={settings.window}: expected an odd number of blocks, at least 3.")
-    if settings.components < 1:
-        raise BadInput(f"component_shift components={settings.components}: expected at least 1.")
-    if len(blocks.layers) < 2:
-        raise BadInput("component_shift compares a block with its neighbours, and there is one block.")
+    _fits(blocks.layers, settings, 1)
     return Shift(blocks, settings)
 
 

@@ -3,14 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.spectra import mean_over_matrices
 from keylayers.criteria.work import nothing
-from keylayers.errors import UnknownName
 from keylayers.layers.layer import Layer
 from keylayers.maths.spectrum import FLOOR
 from keylayers.scores.scores import LayerScores
@@ -21,7 +20,7 @@ ADDED = 1e-8
 
 
 @dataclass(frozen=True)
-class ConditionNumber:
+class ConditionNumber(CriterionSettings):
     """Settings of `condition_number`."""
 
     variant: Variant = "corrected"
@@ -43,8 +42,6 @@ def condition_number(evidence: Evidence, layers: Sequence[Layer], settings: Cond
     """
     # deviates: peft adds 1e-8 to s_min and averages experts' numbers; here a floor relative to s_1 and a mean of
     # logarithms, because the sum depends on the scale of the weights and one near-singular expert outweighs all others.
-    if settings.variant not in get_args(Variant):
-        raise UnknownName("condition_number variant", str(settings.variant), get_args(Variant))
     of = _released if settings.variant == "kappatune" else _corrected
     values = mean_over_matrices(evidence, layers, of)
     return scored(evidence, layers, values, criterion="condition_number", settings=settings)

@@ -1,6 +1,7 @@
 """What a criterion is: a function (evidence, layers, settings) -> LayerScores that says what it needs to look at."""
 
 import inspect
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +22,22 @@ from keylayers.measures.objective import Batch, Loss, language_loss, model_devic
 from keylayers.scores.checks import checked_layers
 from keylayers.scores.provenance import Provenance
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Settings
+
+
+@dataclass(frozen=True)
+class CriterionSettings(Settings):
+    """A base of the settings of criteria: each field is checked as it is made, and named with its criterion."""
+
+    def spelled(self, name: str, value: object = None) -> str:
+        """What a message calls a setting that was given that value; without one, what its values are called."""
+        of = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
+        return f"{of} {name}" if value is None else f"`settings.{name}={value}` of {of}"
+
+
+Fitting = Callable[[Sequence[Layer], Any, int], None]
+"""(layers, settings, number of batches) -> nothing. Raises BadInput where settings that are right in themselves do not
+go with so many layers or batches: asked before anything trains."""
 
 NEEDS = {
     "model": "a model to run (--model)",
@@ -66,7 +83,7 @@ class Criterion:
     name: str
     compute: Callable[..., LayerScores]
     needs: frozenset[str]
-    settings: type
+    settings: type[CriterionSettings]
     summary: str
     work: Counting | None = None
     """How much it computes, for forecasts; None where it does not say."""
@@ -78,6 +95,8 @@ class Criterion:
     """Whether it takes images alone."""
     labelled: bool = False
     """Whether it must know a class of every record."""
+    fits: Fitting | None = None
+    """What it asks of the number of layers and batches; None: nothing."""
 
     def __call__(self, evidence: Evidence, layers: Sequence[Layer], settings: Any = None) -> LayerScores:
         """The scores of the layers; the model is left exactly as it was found.
@@ -95,10 +114,16 @@ class Criterion:
         if "deltas" in self.needs and evidence.deltas is None and base is not None and tuned is not None:
             evidence = replace(evidence, deltas=deltas_from_checkpoints(base, tuned, layers))
         self._check(evidence, layers)
+        self.check_fit(layers, settings, len(evidence.data or ()))
         start = time.perf_counter()
         scores = self.compute(evidence, layers, settings)
         spent = time.perf_counter() - start
         return replace(scores, provenance=replace(scores.provenance, seconds=round(spent, 3)))
+
+    def check_fit(self, layers: Sequence[Layer], settings: Any, batches: int) -> None:
+        """Raises BadInput where the settings do not go with the layers, or with so many batches."""
+        if self.fits is not None:
+            self.fits(layers, settings, batches)
 
     def _check(self, evidence: Evidence, layers: tuple[Layer, ...]) -> None:
         bare = next((layer for layer in layers if not layer.parameters), None)
@@ -133,22 +158,24 @@ def _other_layers(criterion: str, asked: Sequence[Layer], held: Sequence[Layer])
 
 def criterion(
     *needs: str,
-    settings: type,
+    settings: type[CriterionSettings],
     work: Counting | None = None,
     optional: Sequence[str] = (),
     granularities: Sequence[str] = (),
     images: bool = False,
     labelled: bool = False,
+    fits: Fitting | None = None,
 ) -> Callable[[Callable[..., LayerScores]], Criterion]:
     """Declares a function as a criterion of its own name, with what it needs, its settings class, its work, what alone
-    it can score, whether it takes images alone, and whether it must know a class of every record."""
+    it can score, whether it takes images alone, whether it must know a class of every record, and what it asks of the
+    number of layers and batches."""
     unknown = {*needs, *optional} - NEEDS.keys()
     assert not unknown, unknown
 
     def declare(compute: Callable[..., LayerScores]) -> Criterion:
         summary = (inspect.getdoc(compute) or "").split("\n")[0]
         who = (compute.__name__, compute, frozenset(needs), settings, summary, work, frozenset(optional))
-        return Criterion(*who, tuple(granularities), images, labelled)
+        return Criterion(*who, tuple(granularities), images, labelled, fits)
 
     return declare
 

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.work import nothing
-from keylayers.errors import BadInput, UnknownName
+from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import parameters_of
 from keylayers.scores.scores import LayerScores
@@ -18,7 +18,7 @@ Relative = Literal["none", "weight", "size"]
 
 
 @dataclass(frozen=True)
-class DeltaNorm:
+class DeltaNorm(CriterionSettings):
     """Settings of `delta_norm`."""
 
     relative: Relative = "none"
@@ -34,8 +34,6 @@ def delta_norm(evidence: Evidence, layers: Sequence[Layer], settings: DeltaNorm)
         BadInput: if the norm of quantised weights is asked for.
     """
     assert evidence.model is not None and evidence.deltas is not None
-    if settings.relative not in get_args(Relative):
-        raise UnknownName("delta_norm relative", str(settings.relative), get_args(Relative))
     values = evidence.deltas.norms()
     if settings.relative == "weight":
         parameters = parameters_of(evidence.model)

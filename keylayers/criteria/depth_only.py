@@ -8,9 +8,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.work import nothing
-from keylayers.errors import UnknownName
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 
@@ -25,7 +24,7 @@ ORDERS: dict[Order, Callable[[np.ndarray], np.ndarray]] = {
 
 
 @dataclass(frozen=True)
-class DepthOnly:
+class DepthOnly(CriterionSettings):
     """Settings of `depth_only`."""
 
     order: Order = "last"
@@ -39,12 +38,7 @@ def depth_only(evidence: Evidence, layers: Sequence[Layer], settings: DepthOnly)
     Critical = what a practitioner trains who looks at nothing: the last layers by custom, and the other orders for
     comparison. With `last` and `first`, `top:k` is the policy `last:k` and `first:k`. `middle` and `ends` tie layers at
     mirrored places, in forward order.
-
-    Raises:
-        UnknownName: for another order.
     """
-    if settings.order not in ORDERS:
-        raise UnknownName("depth_only order", str(settings.order), ORDERS)
     values = ORDERS[settings.order](relative_depths(layers))
     return scored(evidence, layers, values, criterion="depth_only", settings=settings)
 

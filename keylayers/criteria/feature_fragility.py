@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.evaluation import groups_of
 from keylayers.criteria.work import Work
-from keylayers.errors import BadInput, UnknownName
+from keylayers.errors import BadInput
 from keylayers.layers.capture import Captured, capture
 from keylayers.layers.layer import Layer
 from keylayers.layers.placing import frozen
@@ -21,41 +22,31 @@ from keylayers.measures.attacks import Pgd, image_key
 from keylayers.measures.objective import Batch, finite, model_device
 from keylayers.models.pixels import checked_pixels
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Natural, Positive, Seed
 
 Normalise = Literal["numel", "relative", "none"]
 Before = Literal["layer", "input"]
 
 
 @dataclass(frozen=True)
-class FeatureFragility:
+class FeatureFragility(CriterionSettings):
     """Settings of `feature_fragility`."""
 
-    eps: float = 8 / 255
+    eps: Annotated[float, Gt(0), Le(1)] = 8 / 255
     """Radius of the attack, linf, in units of [0, 1]."""
-    steps: int = 10
-    step: float | None = None
+    steps: Natural = 10
+    step: Positive | None = None
     """Length of a step; None: 2.5 eps / steps."""
     normalise: Normalise = "numel"
     """What a layer's change is divided by: its number of elements (the paper), its own size on the clean image (LSA,
     arXiv:2202.02626), or nothing."""
-    norm_power: int = 1
+    norm_power: Annotated[int, Ge(1), Le(2)] = 1
     """1: the Euclidean norm of the change; 2: its square. Summaries of the paper have both."""
     before: Before = "layer"
     """What a layer is compared with: the layer before it among those scored (the paper; the first one with the image),
     or what enters it, which is right where branches run side by side."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the attack's start."""
-
-    def __post_init__(self) -> None:
-        if self.normalise not in get_args(Normalise):
-            raise UnknownName("feature_fragility normalise", str(self.normalise), get_args(Normalise))
-        if self.before not in get_args(Before):
-            raise UnknownName("feature_fragility before", str(self.before), get_args(Before))
-        if self.norm_power not in (1, 2) or self.steps < 0 or not self.eps > 0:
-            raise BadInput(
-                f"feature_fragility got norm_power={self.norm_power}, steps={self.steps} and eps={self.eps}; expected "
-                "a power of 1 or 2, steps of at least 0, and a radius above 0."
-            )
 
     @property
     def attack(self) -> Pgd:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.evaluation import groups_of
 from keylayers.criteria.work import Work
 from keylayers.errors import BadInput
@@ -16,16 +16,17 @@ from keylayers.layers.layer import Layer
 from keylayers.layers.restoring import restored
 from keylayers.measures.objective import finite, supervised
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Count, Seed
 from keylayers.training.adapters import LoraSettings, adapted_layers, attach_lora
 
 
 @dataclass(frozen=True)
-class FirstStep:
+class FirstStep(CriterionSettings):
     """Settings of `first_step`."""
 
-    rank: int = 8
+    rank: Count = 8
     """Of the adapters whose first step is asked for."""
-    seed: int = 0
+    seed: Seed = 0
     """Of their random half."""
 
 
@@ -33,7 +34,16 @@ def _work(layers: Sequence[Layer], settings: FirstStep, batches: int) -> Work:
     return Work(0, batches)
 
 
-@criterion("model", "data", settings=FirstStep, work=_work)
+def _fits(layers: Sequence[Layer], settings: FirstStep, batches: int) -> None:
+    if batches < 2:
+        raise BadInput(
+            f"first_step judges a step on other batches than it is made of, but there is {batches}",
+            "give more calibration records",
+            "take a smaller `batch_size`",
+        )
+
+
+@criterion("model", "data", settings=FirstStep, work=_work, fits=_fits)
 def first_step(evidence: Evidence, layers: Sequence[Layer], settings: FirstStep) -> LayerScores:
     """Loss drop per unit of learning rate along Adam's first step, in nats per token; negative where it would do harm.
 
@@ -48,11 +58,6 @@ def first_step(evidence: Evidence, layers: Sequence[Layer], settings: FirstStep)
         BadInput: for fewer than two batches, which cannot be split. Diverged: if a loss is not finite.
     """
     assert evidence.model is not None and evidence.data is not None
-    if len(evidence.data) < 2:
-        raise BadInput(
-            f"first_step judges a step on other batches than it is made of, but there is {len(evidence.data)}; give "
-            "more calibration records, or a smaller --batch-size."
-        )
     groups = groups_of(len(evidence.data))
     lora = LoraSettings(rank=settings.rank, alpha=2.0 * settings.rank)
     with restored(evidence.model), torch.random.fork_rng(range(torch.cuda.device_count())), torch.enable_grad():

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.evaluation import per_token
 from keylayers.criteria.gradients import check_gradients
 from keylayers.criteria.work import Work
@@ -20,7 +20,7 @@ from keylayers.scores.scores import LayerScores
 
 
 @dataclass(frozen=True)
-class Fisher:
+class Fisher(CriterionSettings):
     """Settings of `fisher`."""
 
     loop: bool = False

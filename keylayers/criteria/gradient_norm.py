@@ -3,15 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
-from keylayers.criteria.gradients import Estimate, check_estimate, gradient_norms
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.gradients import Estimate, enough_batches, gradient_norms
 from keylayers.criteria.work import Work
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 
 
 @dataclass(frozen=True)
-class GradientNorm:
+class GradientNorm(CriterionSettings):
     """Settings of `gradient_norm`."""
 
     estimate: Estimate = "unbiased"
@@ -23,7 +23,7 @@ def _work(layers: Sequence[Layer], settings: GradientNorm, batches: int) -> Work
     return Work(0, batches)
 
 
-@criterion("model", "data", settings=GradientNorm, work=_work)
+@criterion("model", "data", settings=GradientNorm, work=_work, fits=enough_batches)
 def gradient_norm(evidence: Evidence, layers: Sequence[Layer], settings: GradientNorm) -> LayerScores:
     """Frobenius norm of the gradient of the layer's weights, in nats per token and unit of weight.
 
@@ -33,10 +33,9 @@ def gradient_norm(evidence: Evidence, layers: Sequence[Layer], settings: Gradien
     `batches` does without.
 
     Raises:
-        UnknownName: for another estimate. BadInput: for `unbiased` with one batch, or quantised weights.
+        BadInput: for `unbiased` with one batch, or quantised weights.
         Diverged: if a loss or gradient is not finite.
     """
-    check_estimate("gradient_norm", settings.estimate, len(evidence.data or ()))
     norms = gradient_norms(evidence, layers, "gradient_norm", whole=settings.estimate != "batches")
     values, repeats = norms.estimate(settings.estimate), norms.repeats(settings.estimate)
     return scored(evidence, layers, values, criterion="gradient_norm", settings=settings, repeats=repeats)

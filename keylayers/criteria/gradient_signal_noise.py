@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.gradients import check_gradients, run_batches
 from keylayers.criteria.work import Work
-from keylayers.errors import BadInput, UnknownName
+from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 
@@ -20,7 +20,7 @@ Estimate = Literal["unbiased", "plain", "released"]
 
 
 @dataclass(frozen=True)
-class GradientSignalNoise:
+class GradientSignalNoise(CriterionSettings):
     """Settings of `gradient_signal_noise`."""
 
     estimate: Estimate = "unbiased"
@@ -33,7 +33,17 @@ def _work(layers: Sequence[Layer], settings: GradientSignalNoise, batches: int) 
     return Work(0, batches)
 
 
-@criterion("model", "data", settings=GradientSignalNoise, work=_work)
+def _fits(layers: Sequence[Layer], settings: GradientSignalNoise, batches: int) -> None:
+    if settings.estimate != "released" and batches < 2:
+        raise BadInput(
+            f"gradient_signal_noise compares batches, but there is {batches}",
+            "give more calibration records",
+            "take a smaller `batch_size`",
+            "set `settings.estimate=released`",
+        )
+
+
+@criterion("model", "data", settings=GradientSignalNoise, work=_work, fits=_fits)
 def gradient_signal_noise(evidence: Evidence, layers: Sequence[Layer], settings: GradientSignalNoise) -> LayerScores:
     """mean(g)^2 / var(g) over the gradients of batches, of each layer's weights; high = they agree: worth training.
 
@@ -43,12 +53,10 @@ def gradient_signal_noise(evidence: Evidence, layers: Sequence[Layer], settings:
     data. Memory beside activations: one gradient and two accumulators as large as the layers (fp32).
 
     Raises:
-        UnknownName: for another estimate. BadInput: for fewer than two batches. Diverged: if a gradient is not finite.
+        BadInput: for fewer than two batches. Diverged: if a gradient is not finite.
     """
     # deviates: the released code divides by the variance over a gradient's rows, within one batch, which is no noise;
     # the paper's text and this say over samples. The noise in the squared mean is taken off, as is not done there.
-    if settings.estimate not in get_args(Estimate):
-        raise UnknownName("gradient_signal_noise estimate", str(settings.estimate), get_args(Estimate))
     values = (
         _released(evidence, layers) if settings.estimate == "released" else _over_batches(evidence, layers, settings)
     )
@@ -58,12 +66,6 @@ def gradient_signal_noise(evidence: Evidence, layers: Sequence[Layer], settings:
 def _over_batches(
     evidence: Evidence, layers: Sequence[Layer], settings: GradientSignalNoise
 ) -> Float[np.ndarray, " layers"]:
-    batches = len(evidence.data or ())
-    if batches < 2:
-        raise BadInput(
-            f"gradient_signal_noise compares batches, but there is {batches}; give more calibration records, a smaller "
-            "--batch-size, or estimate=released."
-        )
     seen: dict[str, int] = {}
     means: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}

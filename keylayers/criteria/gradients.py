@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.evaluation import groups_of
-from keylayers.errors import BadInput, UnknownName
+from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.layers.placing import frozen
 from keylayers.layers.weight_gradients import streamed_gradients
@@ -51,14 +51,14 @@ class GradientNorms:
         return np.stack([kept[group].mean(0) for group in groups_of(len(kept))])
 
 
-def check_estimate(criterion: str, how: str, batches: int) -> None:
-    """Raises UnknownName for another estimate; BadInput if there are too few batches to tell noise."""
-    if how not in get_args(Estimate):
-        raise UnknownName(f"{criterion} estimate", str(how), get_args(Estimate))
-    if how == "unbiased" and batches < 2:
+def enough_batches(layers: Sequence[Layer], settings: Any, batches: int) -> None:
+    """Raises BadInput if there are too few batches to tell noise."""
+    if settings.estimate == "unbiased" and batches < 2:
         raise BadInput(
-            f"{criterion} tells noise from gradient by batches that differ, but there is {batches}; give more "
-            "calibration records, a smaller --batch-size, or estimate=plain."
+            f"{settings.spelled('estimate', 'unbiased')} tells noise by batches that differ, but there is {batches}",
+            "give more calibration records",
+            "take a smaller `batch_size`",
+            "set `settings.estimate=plain`",
         )
 
 

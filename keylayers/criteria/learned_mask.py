@@ -9,27 +9,28 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.work import Work
-from keylayers.errors import BadInput, Diverged, UnknownName
+from keylayers.errors import BadInput, Diverged
 from keylayers.layers.gating import frozen, gated
 from keylayers.layers.layer import Layer
 from keylayers.maths.gates import expected_open, hard_concrete, soft_top_k
 from keylayers.measures.objective import Batch, finite, supervised
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Count, Inside, NotNegative, Seed
 
 
 @dataclass(frozen=True)
-class LearnedMask:
+class LearnedMask(CriterionSettings):
     """Settings of `learned_mask`. The paper's text gives none of the numbers; `initial` is believed to be its own."""
 
     initial: float = 4.0
     """Score every layer starts from; sigmoid(4) = 0.982 is nearly the tuned model, 0 is halfway."""
     optimiser: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = 0.01
-    steps: int = 100
+    learning_rate: NotNegative = 0.01
+    steps: Count = 100
     """Optimisation steps at most; one batch each, in a seeded order."""
-    rest: float = 0.0
+    rest: NotNegative = 0.0
     """Stop where no gate moved by so much over the last 25 steps; 0: take all steps."""
     records: Literal["calibration", "training"] = "calibration"
     """What the gates are learnt on: calibration records, or, as in the paper, those that the deltas were trained on
@@ -37,13 +38,13 @@ class LearnedMask:
     budget: Literal["none", "top_k", "l0"] = "none"
     """`none` is the paper's relaxed form (Eq. 6, 7), where nothing makes the gates sparse; `top_k` keeps their sum at
     `share` of the layers; `l0` adds `penalty` times the expected share of open hard-concrete gates to the loss."""
-    share: float = 0.3
-    penalty: float = 0.1
+    share: Inside = 0.3
+    penalty: NotNegative = 0.1
     """nats per token for all gates open against none."""
-    seeds: int = 1
+    seeds: Count = 1
     """Independent runs over differently ordered batches; more than one give intervals."""
-    seed: int = 0
-    save_every: int = 25
+    seed: Seed = 0
+    save_every: Count = 25
     """Steps between saved states, from which an interrupted run resumes."""
 
 
@@ -79,7 +80,6 @@ def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedM
         Diverged: if a loss or a gate's gradient is not finite; names step and layer.
     """
     assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
-    _check(settings, len(layers))
     held = replace(evidence, deltas=evidence.deltas.held(), data=_records(evidence, settings))
     with frozen(evidence.model), torch.enable_grad():
         learnt = [_learn(held, layers, settings, repeat) for repeat in range(settings.seeds)]
@@ -210,19 +210,3 @@ def _batch_at(step: int, count: int, seed: int) -> int:
     epoch, place = divmod(step, count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
     return int(order[place])
-
-
-def _check(settings: LearnedMask, layers: int) -> None:
-    options = {"optimiser": ("adam", "sgd"), "budget": ("none", "top_k", "l0"), "records": ("calibration", "training")}
-    for name, known in options.items():
-        if getattr(settings, name) not in known:
-            raise UnknownName(f"learned_mask {name}", str(getattr(settings, name)), known)
-    for name in ("steps", "seeds", "save_every"):
-        if getattr(settings, name) < 1:
-            raise BadInput(f"learned_mask needs {name} of 1 or more, got {name}={getattr(settings, name)}.")
-    if not settings.rest >= 0:
-        raise BadInput(f"learned_mask: rest={settings.rest}: expected how far a gate may move, 0 or more.")
-    if settings.budget == "top_k" and not 0 < settings.share * layers < layers:
-        raise BadInput(
-            f"learned_mask: share={settings.share} of {layers} layers must lie strictly between none and all."
-        )

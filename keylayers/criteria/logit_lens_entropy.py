@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.criterion import CriterionSettings, Evidence
 from keylayers.criteria.observing import Blocks, Means, Observed, observing
-from keylayers.criteria.seen import Position, Seen, check_position
+from keylayers.criteria.seen import Position, Seen
 from keylayers.criteria.work import Work
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
@@ -21,7 +21,7 @@ _LOGIT_ELEMENTS = 2**26  # logits held at once, 256 MiB in fp32
 
 
 @dataclass(frozen=True)
-class LogitLensEntropy:
+class LogitLensEntropy(CriterionSettings):
     """Settings of `logit_lens_entropy`."""
 
     position: Position = "all"
@@ -44,7 +44,6 @@ def logit_lens_entropy(evidence: Evidence, blocks: Blocks, settings: LogitLensEn
     Raises:
         BadInput: for a model without logits at every position of one stack, or position=mean.
     """
-    check_position(settings.position)
     if settings.position == "mean":
         raise BadInput(
             "logit_lens_entropy reads tokens, and a mean over them is none; set position=all, prompt or last."

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from keylayers.criteria.criterion import Criterion, Evidence, scored
+from keylayers.criteria.criterion import Criterion, CriterionSettings, Evidence, Fitting, scored
 from keylayers.criteria.evaluation import groups_of
 from keylayers.criteria.seen import Seen, stacks_of
 from keylayers.criteria.work import Counting, Work
@@ -79,7 +79,9 @@ def one_pass(layers: Sequence[Layer], settings: Any, batches: int) -> Work:
     return Work(batches, 0)
 
 
-def observing(*, settings: type, work: Counting = one_pass) -> Callable[[Making], ObservingCriterion]:
+def observing(
+    *, settings: type[CriterionSettings], work: Counting = one_pass, fits: Fitting | None = None
+) -> Callable[[Making], ObservingCriterion]:
     """Declares a function that makes an observer as a criterion of its own name."""
 
     def declare(making: Making) -> ObservingCriterion:
@@ -90,7 +92,9 @@ def observing(*, settings: type, work: Counting = one_pass) -> Callable[[Making]
             return observe_together(evidence, layers, {name: (made, settings)})[name]
 
         summary = (inspect.getdoc(making) or "").split("\n")[0]
-        made = ObservingCriterion(name, compute, frozenset({"model", "data"}), settings, summary, work, observer=making)
+        made = ObservingCriterion(
+            name, compute, frozenset({"model", "data"}), settings, summary, work, fits=fits, observer=making
+        )
         return made
 
     return declare

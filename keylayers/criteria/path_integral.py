@@ -2,15 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from jaxtyping import Float
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.evaluation import per_token
 from keylayers.criteria.work import Work
-from keylayers.errors import BadInput
 from keylayers.layers.gating import frozen, gate_gradients, gated
 from keylayers.layers.layer import Layer
 from keylayers.measures.objective import Batch, finite
@@ -18,10 +19,10 @@ from keylayers.scores.scores import LayerScores
 
 
 @dataclass(frozen=True)
-class PathIntegral:
+class PathIntegral(CriterionSettings):
     """Settings of `path_integral`."""
 
-    points: int = 8
+    points: Annotated[int, Ge(1), Le(1000)] = 8
     """Gauss-Legendre nodes on the path; 1 is the midpoint gradient, one backward pass over the data."""
 
 
@@ -43,8 +44,6 @@ def path_integral(evidence: Evidence, layers: Sequence[Layer], settings: PathInt
         Diverged: if a loss or a gradient is not finite; names the gate value, and batch or layer.
     """
     assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
-    if settings.points < 1:
-        raise BadInput(f"path_integral needs at least one point on the path, got points={settings.points}.")
     with frozen(evidence.model), torch.enable_grad():
         sums, terms = _attributions(evidence, layers, settings.points)
         values, repeats = per_token(sums, terms)

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.work import nothing
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Seed
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(CriterionSettings):
     """Settings of `random`."""
 
-    seed: int = 0
+    seed: Seed = 0
 
 
 @criterion(settings=Random, work=nothing)

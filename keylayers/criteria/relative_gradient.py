@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
-from keylayers.criteria.gradients import Estimate, check_estimate, gradient_norms
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.gradients import Estimate, enough_batches, gradient_norms
 from keylayers.criteria.work import Work
 from keylayers.layers.layer import Layer
 from keylayers.layers.weight_gradients import weight_norms
@@ -14,7 +14,7 @@ from keylayers.scores.scores import LayerScores
 
 
 @dataclass(frozen=True)
-class RelativeGradient:
+class RelativeGradient(CriterionSettings):
     """Settings of `relative_gradient`."""
 
     estimate: Estimate = "unbiased"
@@ -25,7 +25,7 @@ def _work(layers: Sequence[Layer], settings: RelativeGradient, batches: int) -> 
     return Work(0, batches)
 
 
-@criterion("model", "data", settings=RelativeGradient, work=_work)
+@criterion("model", "data", settings=RelativeGradient, work=_work, fits=enough_batches)
 def relative_gradient(evidence: Evidence, layers: Sequence[Layer], settings: RelativeGradient) -> LayerScores:
     """||g|| / ||theta|| of each layer, by which Auto-RGN sets learning rates; high = worth training.
 
@@ -33,13 +33,12 @@ def relative_gradient(evidence: Evidence, layers: Sequence[Layer], settings: Rel
     zero has a score of 0 where its gradient is, and is refused otherwise.
 
     Raises:
-        UnknownName: for another estimate. BadInput: for `unbiased` with one batch, or quantised weights.
+        BadInput: for `unbiased` with one batch, or quantised weights.
         Diverged: if a loss or gradient is not finite, or weights of zero have a gradient.
     """
     # deviates: the paper takes one ratio per tensor and the mean over batches of its norms, noise and all; here a
     # layer's parameters count together, and the default takes off the noise, because noise grows with a layer's size.
     assert evidence.model is not None
-    check_estimate("relative_gradient", settings.estimate, len(evidence.data or ()))
     weights = np.array(weight_norms(evidence.model, layers))
     norms = gradient_norms(evidence, layers, "relative_gradient", whole=settings.estimate != "batches")
     values, repeats = norms.estimate(settings.estimate), norms.repeats(settings.estimate)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.evaluation import per_token
 from keylayers.criteria.work import Work
 from keylayers.errors import BadInput
@@ -21,30 +21,24 @@ from keylayers.measures.attacks import Pgd, image_key
 from keylayers.measures.objective import Batch, finite, model_device
 from keylayers.models.pixels import checked_pixels
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Count, Natural, Positive, Seed, Share
 
 
 @dataclass(frozen=True)
-class RobustCapacity:
+class RobustCapacity(CriterionSettings):
     """Settings of `robust_capacity`."""
 
-    eps: float = 8 / 255
+    eps: Share = 8 / 255
     """Radius of the attack on the images, linf, in units of [0, 1]."""
-    attack_steps: int = 10
-    radius: float = 0.1
+    attack_steps: Natural = 10
+    radius: Positive = 0.1
     """Of the ball around a layer's weights, as a share of their Frobenius norm."""
-    steps: int = 10
+    steps: Count = 10
     """Of the ascent on the weights."""
-    step: float | None = None
+    step: Positive | None = None
     """Length of such a step, as a share of that norm; None: 2.5 radius / steps."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the attack's start."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.attack_steps < 0 or not self.radius > 0 or (self.step is not None and self.step <= 0):
-            raise BadInput(
-                f"robust_capacity got steps={self.steps}, attack_steps={self.attack_steps}, radius={self.radius} and "
-                f"step={self.step}; expected at least 1 step, and a radius and a step above 0."
-            )
 
 
 def _work(layers: Sequence[Layer], settings: RobustCapacity, batches: int) -> Work:

@@ -1,14 +1,14 @@
 """One batch as it passed through the blocks: hidden states at the positions that count, never at padding."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from keylayers.data.tokenise import IGNORED
-from keylayers.errors import BadInput, Diverged, UnknownName
+from keylayers.errors import BadInput, Diverged
 from keylayers.layers.capture import Captured
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import inner_module, unwrap, walk
@@ -17,12 +17,6 @@ from keylayers.measures.objective import Batch
 Position = Literal["prompt", "last", "mean", "all"]
 """One row per sequence: the last token of its prompt, its last token, the mean of its tokens. Or all tokens."""
 Side = Literal["before", "after"]
-
-
-def check_position(position: str) -> None:
-    """Raises UnknownName unless there is such a position."""
-    if position not in get_args(Position):
-        raise UnknownName("position", str(position), get_args(Position))
 
 
 def stacks_of(model: nn.Module, blocks: Sequence[Layer]) -> tuple[int, ...]:

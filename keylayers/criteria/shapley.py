@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.removing import removed
 from keylayers.criteria.windows import shares_above
 from keylayers.criteria.work import Work
-from keylayers.errors import BadInput
 from keylayers.layers.ablating import ablated
 from keylayers.layers.layer import Layer
 from keylayers.layers.placing import frozen
@@ -20,16 +19,17 @@ from keylayers.layers.prefix import BlockOutputs, block_outputs
 from keylayers.measures.measure import Measure
 from keylayers.measures.objective import Batch, finite, supervised
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Count, Seed
 
 
 @dataclass(frozen=True)
-class Shapley:
+class Shapley(CriterionSettings):
     """Settings of `shapley`."""
 
-    permutations: int = 8
+    permutations: Count = 8
     """Orders of removal, drawn at random. Where all sets of layers are no more than the steps of so many orders, each
     set is computed once instead, and the values are exact."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the orders."""
 
 
@@ -68,8 +68,6 @@ def shapley(evidence: Evidence, layers: Sequence[Layer], settings: Shapley) -> L
         BadInput: for no permutation, or a block whose output has another shape. Diverged: if a cost is not finite.
     """
     assert evidence.model is not None and evidence.data is not None
-    if settings.permutations < 1:
-        raise BadInput(f"permutations={settings.permutations}: expected at least 1 order of removal.")
     measure = evidence.measure or Measure("loss", by_batch=evidence.loss)
     exact, orders = _exact(len(layers), settings.permutations), list[Int[np.ndarray, " layers"]]()
     if not exact:

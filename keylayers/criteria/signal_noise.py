@@ -3,16 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.spectra import mean_over_matrices
 from keylayers.criteria.work import nothing
-from keylayers.errors import UnknownName
 from keylayers.layers.layer import Layer
 from keylayers.maths.marchenko_pastur import noise_edge, noise_scale
 from keylayers.scores.scores import LayerScores
@@ -21,7 +20,7 @@ Variant = Literal["corrected", "spectrum"]
 
 
 @dataclass(frozen=True)
-class SignalNoise:
+class SignalNoise(CriterionSettings):
     """Settings of `signal_noise`."""
 
     variant: Variant = "corrected"
@@ -47,8 +46,6 @@ def signal_noise(evidence: Evidence, layers: Sequence[Layer], settings: SignalNo
     # deviates: Spectrum takes the IQR of the singular values for the noise's standard deviation and reads the edge off
     # without a factor for size; here the median, scaled by the law, because theirs takes 24 % (square) to 100 % (4 : 1)
     # of pure noise for signal, and divides by 0 where that is all of it.
-    if settings.variant not in get_args(Variant):
-        raise UnknownName("signal_noise variant", str(settings.variant), get_args(Variant))
     if settings.variant == "spectrum":
         values = mean_over_matrices(evidence, layers, _spectrum_ratio)
     else:

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.work import Work
-from keylayers.errors import BadInput, UnknownName
+from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.layers.placing import frozen
 from keylayers.layers.prefix import block_outputs
@@ -21,6 +21,7 @@ from keylayers.layers.suppressed import Suppressed
 from keylayers.measures.backdoor import misses
 from keylayers.measures.objective import Loss, finite, supervised
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Share
 
 Calibration = Literal["clean-only", "own-trigger", "oracle"]
 Success = Literal["share", "likelihood"]
@@ -29,7 +30,7 @@ STEPS = 10
 
 
 @dataclass(frozen=True)
-class SkipSuppression:
+class SkipSuppression(CriterionSettings):
     """Settings of `skip_suppression`."""
 
     calibration: Calibration = "clean-only"
@@ -37,7 +38,7 @@ class SkipSuppression:
     planted it in; or with the attacker's (`oracle`), which no defender has."""
     success: Success = "share"
     """Of records answered exactly as labelled, or the geometric mean of the labels' probabilities, exp(-loss)."""
-    least: float = 0.5
+    least: Share = 0.5
     """Success of a trigger in the whole model below which nothing is scored; not asked of clean data."""
 
 
@@ -64,16 +65,10 @@ def skip_suppression(evidence: Evidence, layers: Sequence[Layer], settings: Skip
     the data is not an estimate of the largest in all.
 
     Raises:
-        UnknownName: for another calibration or success, or a layer that is no skip. BadInput: for a network without a
+        UnknownName: for a layer that is no skip. BadInput: for a network without a
         skip, labels out of range, or a trigger that does not work. Diverged: if a loss is not finite.
     """
     # deviates: the released code's first step of a skip compares with the last of the skip before; here with A(1).
-    for what, given, known in (
-        ("calibration", settings.calibration, get_args(Calibration)),
-        ("success", settings.success, get_args(Success)),
-    ):
-        if given not in known:
-            raise UnknownName(what, str(given), known)
     assert evidence.model is not None and evidence.data is not None
     costs, terms = _costs(evidence, layers, misses if settings.success == "share" else evidence.loss)
     mean = costs.sum(0) / supervised(sum(terms))

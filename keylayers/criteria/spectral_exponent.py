@@ -3,31 +3,31 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.spectra import mean_over_matrices
 from keylayers.criteria.work import nothing
-from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.layer import Layer
 from keylayers.maths.power_law import best_power_law, hill_exponent, most_common
 from keylayers.maths.spectrum import FLOOR
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Inside
 
 Variant = Literal["hill", "alphalora"]
 Critical = Literal["high", "low"]
 
 
 @dataclass(frozen=True)
-class SpectralExponent:
+class SpectralExponent(CriterionSettings):
     """Settings of `spectral_exponent`."""
 
     variant: Variant = "hill"
     """Hill's estimator with a tail of a stated share, or AlphaLoRA's search for the start of the tail, as released."""
-    tail: float = 0.5
+    tail: Inside = 0.5
     """Of `hill`: k, the size of the tail, as a share of the eigenvalues; above 0, below 1, at least one value."""
     critical: Critical = "high"
     """High alpha, little structure learnt yet, hence worth training; or low alpha, most learnt, hence worth keeping."""
@@ -49,11 +49,6 @@ def spectral_exponent(evidence: Evidence, layers: Sequence[Layer], settings: Spe
         BadInput: for a tail outside (0, 1); naming the layer, for weights that are missing, quantised or not finite,
             and for matrices without an exponent (one singular value, all equal, all 0).
     """
-    for what, given, known in (("variant", settings.variant, Variant), ("critical", settings.critical, Critical)):
-        if given not in get_args(known):
-            raise UnknownName(f"spectral_exponent {what}", str(given), get_args(known))
-    if not 0 < settings.tail < 1:
-        raise BadInput(f"spectral_exponent takes a tail above 0 and below 1, such as 0.5, got tail={settings.tail:g}.")
     of = _released if settings.variant == "alphalora" else partial(_hill, tail=settings.tail)
     values = mean_over_matrices(evidence, layers, of)
     sign = 1 if settings.critical == "high" else -1

@@ -3,20 +3,21 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.evaluation import per_token
 from keylayers.criteria.one_at_a_time import losses_one_at_a_time
-from keylayers.criteria.windows import shares_above, windows
+from keylayers.criteria.windows import enough_layers, shares_above, windows
 from keylayers.criteria.work import Work
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Count
 
 
 @dataclass(frozen=True)
-class Substitution:
+class Substitution(CriterionSettings):
     """Settings of `substitution`."""
 
-    window: int = 1
+    window: Count = 1
     """Layers of one kind in consecutive blocks that go back together, the scored one in the middle; 5 blocks in the
     study of data-oblivious critical layers. With 1 it is `leave_one_out`."""
 
@@ -27,7 +28,7 @@ def _work(layers: Sequence[Layer], settings: Substitution, batches: int) -> Work
     return Work(batches, 0, partial=batches * len(sets), share=above / max(len(sets), 1))
 
 
-@criterion("model", "deltas", "data", settings=Substitution, work=_work)
+@criterion("model", "deltas", "data", settings=Substitution, work=_work, fits=enough_layers)
 def substitution(evidence: Evidence, layers: Sequence[Layer], settings: Substitution) -> LayerScores:
     """Loss of the tuned model with the base's weights in a window around a layer, minus its own, in nats per token.
 

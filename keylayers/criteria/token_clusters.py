@@ -1,41 +1,52 @@
 """How a block regroups tokens: clusters of their hidden states before and after it, compared by mutual information."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge, Le
 from jaxtyping import Float, Int
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.criterion import CriterionSettings, Evidence
 from keylayers.criteria.observing import Blocks, Observed, observing
 from keylayers.criteria.seen import Seen
 from keylayers.criteria.token_sample import State, TokenSample
-from keylayers.errors import BadInput, Diverged, UnknownName
+from keylayers.errors import BadInput, Diverged
 from keylayers.maths.clusters import clustered, mutual_information
 from keylayers.maths.elbow import LEAST, elbow
+from keylayers.settings import Count, Natural, Seed
 
 Reference = Literal["previous", "first"]
 Labels = Int[np.ndarray, " tokens"]
 
 
 @dataclass(frozen=True)
-class TokenClusters:
+class TokenClusters(CriterionSettings):
     """Settings of `token_clusters`."""
 
-    clusters: int = 20
+    clusters: Annotated[int, Ge(2)] = 20
     """k of k-means."""
     reference: Reference = "first"
     """Compared with the clusters of the first block, as Nepal et al. draw them, or with those before the block."""
     adjusted: bool = True
     """Mutual information adjusted for chance; False: the normalised one, which rises with the number of clusters."""
-    tokens: int = 2000
+    tokens: Annotated[int, Ge(2), Le(10**7)] = 2000
     """Tokens sampled."""
-    components: int = 50
+    components: Natural = 50
     """Principal components clustered; 0: the hidden states as they are."""
-    restarts: int = 4
+    restarts: Count = 4
     """Runs of k-means, of which the best counts."""
-    seed: int = 0
+    seed: Seed = 0
     """Of k-means."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tokens < self.clusters:
+            raise BadInput(
+                f"token_clusters cannot make {self.clusters} clusters of {self.tokens} tokens",
+                f"set `settings.tokens={10 * self.clusters}`",
+                "ask for fewer clusters (`settings.clusters=2`)",
+            )
 
 
 @observing(settings=TokenClusters)
@@ -55,13 +66,6 @@ def token_clusters(evidence: Evidence, blocks: Blocks, settings: TokenClusters) 
     """
     # deviates: the paper plots normalised mutual information; here adjusted by default, because with 20 clusters the
     # normalised one of unrelated groupings is not 0.
-    if settings.reference not in get_args(Reference):
-        raise UnknownName("token_clusters reference", str(settings.reference), get_args(Reference))
-    if settings.tokens < settings.clusters or settings.clusters < 2 or settings.restarts < 1:
-        raise BadInput(
-            f"token_clusters makes {settings.clusters} clusters of {settings.tokens} tokens with {settings.restarts} "
-            "restarts; expected at least 2 clusters, as many tokens, and 1 restart."
-        )
     return Regrouping(blocks, settings)
 
 

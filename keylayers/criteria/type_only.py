@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keylayers.criteria.criterion import Evidence, criterion, scored
+from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
 from keylayers.criteria.work import nothing
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.layers.roles import role_of, stand_ins
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Seed
 
 TABLES: dict[str, tuple[str, ...]] = {
     "attention": ("attention", "cross_attention"),
@@ -25,18 +26,23 @@ SIZES = ("largest", "smallest")
 
 
 @dataclass(frozen=True)
-class TypeOnly:
+class TypeOnly(CriterionSettings):
     """Settings of `type_only`."""
 
     first: str = "largest"
     """Which kinds are critical: `largest` or `smallest` (by scalars per layer); `attention`, `mlp`, `qv` or `down`; or
     roles (`docs/transfer.md`), most critical first, joined by commas: `mlp.down,attention.v`. A place stands for its
     parts; other kinds follow, largest first."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the order inside a kind."""
 
 
-@criterion(settings=TypeOnly, work=nothing)
+def _fits(layers: Sequence[Layer], settings: TypeOnly, batches: int) -> None:
+    if settings.first not in SIZES:
+        _places(layers, settings.first)
+
+
+@criterion(settings=TypeOnly, work=nothing, fits=_fits)
 def type_only(evidence: Evidence, layers: Sequence[Layer], settings: TypeOnly) -> LayerScores:
     """Number of kinds ranked below a layer's own, plus a seeded number in [0, 1); needs the list of layers alone.
 

@@ -1,9 +1,21 @@
 """Windows: layers of one kind in consecutive blocks, which are taken away together."""
 
 from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
+
+Odd = Annotated[int, Ge(3)]
+"""Number of blocks in a row, the middle one included; `check_odd` has the rest."""
+
+
+def check_odd(settings: Any) -> None:
+    """Raises BadInput for a window that has no middle."""
+    if settings.window % 2 == 0:
+        raise BadInput(f"{settings.spelled('window', settings.window)}: expected an odd number of blocks, at least 3.")
 
 
 def windows(layers: Sequence[Layer], width: int) -> list[tuple[int, ...]]:
@@ -13,10 +25,8 @@ def windows(layers: Sequence[Layer], width: int) -> list[tuple[int, ...]]:
     another. A stack with fewer layers is one window.
 
     Raises:
-        BadInput: for a width below 1, or one under which every layer has the same window.
+        BadInput: for a width under which every layer has the same window.
     """
-    if width < 1:
-        raise BadInput(f"window={width}: expected at least 1 layer.")
     series: dict[tuple[str, str], list[int]] = {}
     for place, layer in enumerate(layers):
         series.setdefault(_series(layer), []).append(place)
@@ -27,8 +37,15 @@ def windows(layers: Sequence[Layer], width: int) -> list[tuple[int, ...]]:
             first = min(max(position - (size - 1) // 2, 0), len(members) - size)
             found[place] = tuple(members[first : first + size])
     if width > 1 and len(layers) > 1 and len(set(found)) == 1:
-        raise BadInput(f"window={width} covers all {len(layers)} layers, which would get one score; give less.")
+        raise BadInput(
+            f"`settings.window={width}` covers all {len(layers)} layers, which would get one score; give less."
+        )
     return found
+
+
+def enough_layers(layers: Sequence[Layer], settings: Any, batches: int) -> None:
+    """Raises BadInput where windows of the settings' size cover all layers alike."""
+    windows(layers, settings.window)
 
 
 def shares_above(layers: Sequence[Layer], sets: Iterable[Sequence[int]]) -> list[float]:

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge
 
 from keylayers.data.batches import collate
 from keylayers.data.tokenise import Examples
@@ -16,6 +18,7 @@ from keylayers.recipes.inputs import Inputs as Source
 from keylayers.recipes.inputs import prepare_data
 from keylayers.recipes.tune import check_scores_fit, choose
 from keylayers.scores import Selection, load_scores
+from keylayers.settings import Count, Settings
 from keylayers.training.adapters import LoraSettings
 
 PROBE = (2, 32)
@@ -23,7 +26,7 @@ PROBE = (2, 32)
 
 
 @dataclass(frozen=True)
-class DoctorRequest:
+class DoctorRequest(Settings):
     """Which model, and for what work the costs are forecast."""
 
     source: Source
@@ -32,20 +35,13 @@ class DoctorRequest:
     scores: Path | None = None
     select: str | None = None
     """Policy; None: top:30% of the scores, or 30 % at random without any."""
-    seq: int = 128
-    batch: int = 4
-    records: int = 256
+    seq: Annotated[int, Ge(4)] = 128
+    batch: Count = 4
+    records: Count = 256
     """Calibration records."""
-    rank: int = 8
-    sample: int = 12
+    rank: Count = 8
+    sample: Count = 12
     """Layers, and blocks, that the costly gates look at."""
-
-    def __post_init__(self) -> None:
-        for name in ("seq", "batch", "records", "rank", "sample"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"--{name} {getattr(self, name)}: expected at least 1.")
-        if self.seq < 4:
-            raise BadInput(f"--seq {self.seq}: expected at least 4 tokens.")
 
     @property
     def policies(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from keylayers.layers.layer import Layer
 from keylayers.layers.structure import parameters_of
 from keylayers.scores.scores import LayerScores
 from keylayers.scores.selection import Selection
+from keylayers.settings import Count, Positive, Settings
 
 Unit = Literal["layers", "parameters"]
 
@@ -27,15 +28,15 @@ class CannotExpress(BadSelection):
 
 
 @dataclass(frozen=True)
-class ExportSettings:
+class ExportSettings(Settings):
     """What a configuration says beside the layers."""
 
     model: str = "MODEL"
     """The base model as the other tool should name it."""
     tuned: str = "TUNED"
     """The tuned model, where a target takes layers from one."""
-    rank: int = 16
-    alpha: float = 32.0
+    rank: Count = 16
+    alpha: Positive = 32.0
     """The update is (alpha / rank) * B @ A."""
     ranks: Mapping[str, int] | None = None
     """Layer name -> rank, where ranks differ; alpha / rank stays the same."""
@@ -43,10 +44,9 @@ class ExportSettings:
     """The ranking behind the selection, for targets that store one."""
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or any(rank < 1 for rank in (self.ranks or {}).values()):
-            raise BadInput(f"rank of LoRA is {self.rank}: expected at least 1, for every layer.")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise BadInput(f"alpha of LoRA is {self.alpha}: expected a number above 0.")
+        super().__post_init__()
+        if any(rank < 1 for rank in (self.ranks or {}).values()):
+            raise BadInput(f"ranks {dict(self.ranks or {})}: expected at least 1, for every layer.")
 
 
 class Adapter(NamedTuple):

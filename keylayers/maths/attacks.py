@@ -6,13 +6,14 @@ An objective is any function of the images with one value per image; what it is 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.errors import BadInput, UnknownName
+from keylayers.errors import BadInput
+from keylayers.settings import NotNegative, Settings
 
 Pixels = Float[Tensor, "batch channels height width"]
 Objective = Callable[[Pixels], Tensor]
@@ -21,18 +22,12 @@ Norm = Literal["linf", "l2"]
 
 
 @dataclass(frozen=True)
-class Ball:
+class Ball(Settings):
     """Images at most so far from the one they are made from, and in [0, 1]."""
 
-    eps: float = 8 / 255
+    eps: NotNegative = 8 / 255
     """Its radius: of the largest change of a pixel (linf), or of the Euclidean distance (l2)."""
     norm: Norm = "linf"
-
-    def __post_init__(self) -> None:
-        if self.norm not in get_args(Norm):
-            raise UnknownName("norm", str(self.norm), get_args(Norm))
-        if not (math.isfinite(self.eps) and self.eps >= 0):
-            raise BadInput(f"a ball has radius eps={self.eps}; expected a finite number of at least 0, as 8/255.")
 
     def project(self, point: Pixels, centre: Pixels) -> Pixels:
         """The nearest image of the ball, exactly: for l2 of the ball's intersection with [0, 1], not one after the

@@ -14,6 +14,7 @@ from keylayers.layers.capture import capture
 from keylayers.layers.placing import frozen
 from keylayers.maths.attacks import Ball, Objective, Pixels, ascend, climb
 from keylayers.measures.objective import Batch, logits_of
+from keylayers.settings import Count, Natural, Positive, Seed, Settings
 
 
 class Attack(Protocol):
@@ -32,19 +33,19 @@ class Attack(Protocol):
 
 
 @dataclass(frozen=True)
-class Pgd:
+class Pgd(Settings):
     """Projected gradient ascent on the cross-entropy (Madry et al. 2018, arXiv:1706.06083); each image's best iterate.
 
     The network is attacked in eval mode.
     """
 
     ball: Ball = field(default_factory=Ball)
-    steps: int = 10
-    step: float | None = None
+    steps: Natural = 10
+    step: Positive | None = None
     """Length of a step, in the ball's norm; None: 2.5 eps / steps, so that the far side can be reached."""
-    restarts: int = 1
+    restarts: Count = 1
     random_start: bool = True
-    seed: int = 0
+    seed: Seed = 0
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 own; nobody here knows an attacker's."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import nn
 
@@ -10,7 +10,7 @@ from keylayers.actions.cleanse import Cleanse, cleanse
 from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.skip_suppression import SkipSuppression, skip_suppression
 from keylayers.data.images import Images, load_images
-from keylayers.errors import BadInput, UnknownName
+from keylayers.errors import BadInput
 from keylayers.layers.skips import example_for, skip_layers
 from keylayers.measures.backdoor import check_target, predicted_classes
 from keylayers.measures.objective import image_loss
@@ -20,6 +20,7 @@ from keylayers.recipes.image_networks import epochs_done, look_at, shown, store_
 from keylayers.recipes.planting import batches, own_trigger, planted, triggered
 from keylayers.runs import RunFolder, progress
 from keylayers.scores import LayerScores, Selection
+from keylayers.settings import Natural, Settings
 
 Calibration = Literal["clean-only", "own-trigger"]
 TUNED = 0.7
@@ -31,7 +32,7 @@ DEAR = 0.05
 
 
 @dataclass(frozen=True)
-class CleanseRequest:
+class CleanseRequest(Settings):
     """What to cleanse, and how."""
 
     inputs: ImageInputs
@@ -39,16 +40,12 @@ class CleanseRequest:
     skip: str = "auto"
     """Name of a skip, or `auto`: the one that the calibration blames most."""
     calibration: Calibration = "clean-only"
-    target: int = 0
+    target: Natural = 0
     """Class of the trigger of one's own."""
     settings: Cleanse = field(default_factory=Cleanse)
     attacked: str | None = None
     """Images with an attacker's trigger and their true labels, to measure on alone; no choice sees them."""
-    attack_target: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.calibration not in get_args(Calibration):
-            raise UnknownName("calibration", str(self.calibration), get_args(Calibration))
+    attack_target: Natural | None = None
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from keylayers.recipes.image_inputs import ImageInputs, example_of
 from keylayers.recipes.image_networks import epochs_done, look_at, shown, store_network
 from keylayers.runs import RunFolder, note, progress
 from keylayers.scores import LayerScores, Selection, parse, select
+from keylayers.settings import Settings
 
 TRAINED, CALIBRATION = 0.7, 0.1
 """Of the images; the rest tests."""
@@ -32,7 +33,7 @@ TRAINING = "training"
 
 
 @dataclass(frozen=True)
-class HardenRequest:
+class HardenRequest(Settings):
     """What to harden, and how. Raises BadInput for settings without an epoch or an attack's step."""
 
     inputs: ImageInputs
@@ -44,11 +45,12 @@ class HardenRequest:
     settings: HardenSettings = field(default_factory=HardenSettings)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.settings.training.epochs < 1:
             raise BadInput(f"hardening for {self.settings.training.epochs} epochs changes nothing; give at least 1.")
         if self.settings.attack.steps < 1:
             raise BadInput(
-                f"attacks of {self.settings.attack.steps} steps (--steps) move no image; give at least 1, such as 10."
+                f"attacks of {self.settings.attack.steps} steps (`steps`) move no image; give at least 1, such as 10."
             )
 
 

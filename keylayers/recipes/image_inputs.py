@@ -10,17 +10,18 @@ from keylayers.data.images import Images, load_images
 from keylayers.errors import BadInput
 from keylayers.recipes.image_networks import load_network
 from keylayers.runs import note
+from keylayers.settings import Seed, Settings
 
 
 @dataclass(frozen=True)
-class ImageInputs:
+class ImageInputs(Settings):
     """A network and labelled images as the user named them."""
 
     model: str
     images: str
     weights: str | None = None
     """Safetensors for a factory's network, or over a checkpoint's own."""
-    seed: int = 0
+    seed: Seed = 0
     """Of which image goes to which part, and of weights that a factory draws."""
 
     def load_model(self) -> nn.Module:

@@ -3,20 +3,23 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from keylayers.data import Examples, Records, Splits, load_splits, tokenise
 from keylayers.data.formats import BAD_SHARE
 from keylayers.errors import BadInput
 from keylayers.models.loading import LoadedModel, load_model
 from keylayers.runs import note
+from keylayers.settings import Count, Seed, Settings, Share
 
 DEFAULT_LENGTH = 512
 """Tokens a record is cut at where the model could take more and nothing is said."""
 
 
 @dataclass(frozen=True)
-class Inputs:
+class Inputs(Settings):
     """A model and data as the user named them."""
 
     model: str
@@ -26,18 +29,18 @@ class Inputs:
     """Safetensors for a model given as package.module:factory."""
     columns: Mapping[str, str] = field(default_factory=dict)
     """Role -> the data's own column name."""
-    max_length: int | None = None
+    max_length: Annotated[int, Ge(2)] | None = None
     """Tokens a record is cut at; None: the model's context, at most 512."""
-    records: int | None = None
+    records: Count | None = None
     """Most training records; None: all."""
-    held_out: int = 256
+    held_out: Count = 256
     """Most calibration and most test records."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     template: str = "auto"
     """How conversations become text: auto, chat, plain, or a text with {prompt} and {completion}."""
-    bad_share: float = BAD_SHARE
+    bad_share: Share = BAD_SHARE
     """Most of the records that may be bad and left out."""
-    dtype: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     allow_pickle: bool = False
     trust_remote_code: bool = False
 

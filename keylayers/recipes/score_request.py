@@ -12,12 +12,13 @@ from keylayers.layers.naming import GRANULARITIES
 from keylayers.measures.measure import MEASURES
 from keylayers.recipes.inputs import Inputs
 from keylayers.recipes.settling import StopEarly
+from keylayers.settings import Count, Settings
 from keylayers.training.adapters import LoraSettings
 from keylayers.training.train import TrainSettings
 
 
 @dataclass(frozen=True)
-class ScoreRequest:
+class ScoreRequest(Settings):
     """What to score, on what, how."""
 
     inputs: Inputs
@@ -34,7 +35,7 @@ class ScoreRequest:
     """Settings of the criteria by name; each takes those it has."""
     stage_one: TrainSettings = field(default_factory=lambda: TrainSettings(learning_rate=3e-3))
     lora: LoraSettings = field(default_factory=LoraSettings)
-    batch_size: int = 16
+    batch_size: Count = 16
     """Sequences per batch when scoring."""
     stop_early: StopEarly | None = None
     """When stage 1 may stop before its last step; None: never."""
@@ -113,18 +114,9 @@ def _usual(able: Mapping[str, tuple[str, ...]], chosen: Mapping[str, Criterion],
 
 
 def settings_of(criterion: Criterion, given: Mapping[str, Any]) -> Any:
-    """The criterion's settings with those given that it has. Raises BadInput for a value of the wrong type."""
-    from pydantic import TypeAdapter, ValidationError
-
+    """The criterion's settings with those given that it has. Raises UnknownName or BadInput as `Settings` does."""
     known = {item.name for item in fields(criterion.settings)}
-    mine = {key: value for key, value in given.items() if key in known}
-    try:
-        return TypeAdapter(criterion.settings).validate_python(mine)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise BadInput(
-            f"setting {first['loc'][0]}={first['input']} of {criterion.name}: {first['msg'].lower()}."
-        ) from error
+    return criterion.settings(**{key: value for key, value in given.items() if key in known})
 
 
 def _refuse_unused(given: Mapping[str, Any], chosen: Mapping[str, Criterion]) -> None:

@@ -3,16 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from keylayers.axes import LayerMask
 from keylayers.data.splits import assert_disjoint
 from keylayers.data.tokenise import Examples
-from keylayers.errors import BadInput
 from keylayers.layers.gating import gated
 from keylayers.measures.loss import ExampleLosses, example_losses
 from keylayers.models import deltas_of
@@ -21,6 +21,7 @@ from keylayers.recipes.tune import check_scores_fit
 from keylayers.runs import RunFolder, digest, note, progress, read_run
 from keylayers.scores import LayerScores, select
 from keylayers.scores.random_draws import draw_kinds
+from keylayers.settings import Count, Inside, Natural, Seed, Settings
 from keylayers.studies.arms import DRAWS
 from keylayers.studies.share import GainCurve, between, clear_gain, gain_curve, grid
 
@@ -28,29 +29,22 @@ TRAINING = 16  # training records read: none is used, but preparing data wants s
 
 
 @dataclass(frozen=True)
-class ShareRequest:
+class ShareRequest(Settings):
     """Whose changes are kept, and how much of the gain has to stay."""
 
     tuned: str
     """A tuned checkpoint, a peft adapter or an earlier run."""
     inputs: Inputs
-    within: float = 0.05
+    within: Inside = 0.05
     """Part of the gain that may be lost."""
-    points: int = 9
+    points: Annotated[int, Ge(2)] = 9
     """Sizes on the first grid, from 1 to all layers."""
-    halvings: int = 3
+    halvings: Natural = 3
     """Further sizes, each halfway between the chosen one and the next smaller."""
-    draws: int = DRAWS
+    draws: Annotated[int, Ge(DRAWS)] = DRAWS
     """Random orders of the same kinds beside the ranking."""
-    seed: int = 0
-    batch_size: int = 16
-
-    def __post_init__(self) -> None:
-        if not 0 < self.within < 1:
-            raise BadInput(f"within is {self.within}: expected the part of the gain that may be lost, such as 5%.")
-        if self.draws < DRAWS:
-            raise BadInput(f"{self.draws} random orders: expected at least {DRAWS}.")
-        grid(2, self.points)
+    seed: Seed = 0
+    batch_size: Count = 16
 
 
 @dataclass(frozen=True)

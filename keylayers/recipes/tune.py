@@ -11,7 +11,7 @@ from torch import nn
 
 from keylayers.actions.tune import TuneSettings, check_method, tune
 from keylayers.actions.tuning import selected_parameters
-from keylayers.errors import BadInput, BadScores, Diverged
+from keylayers.errors import BadScores, Diverged
 from keylayers.layers.blocks import scalars
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
@@ -23,6 +23,7 @@ from keylayers.recipes.comparison import COLUMNS, Arm, Comparison, with_interval
 from keylayers.recipes.inputs import Inputs, Prepared, prepare_data
 from keylayers.runs import RunFolder, digest, note, progress
 from keylayers.scores import LayerScores, Selection, select
+from keylayers.settings import Count, Positive, Settings
 from keylayers.training.adapters import lora_config, save_adapter
 from keylayers.training.states import forget
 
@@ -30,7 +31,7 @@ __all__ = ["COLUMNS", "Arm", "Comparison", "TuneRequest", "check_scores_fit", "c
 
 
 @dataclass(frozen=True)
-class TuneRequest:
+class TuneRequest(Settings):
     """What to tune and what to compare it with."""
 
     inputs: Inputs
@@ -40,15 +41,14 @@ class TuneRequest:
     granularity: str = "linear"
     """Of the layers, where no scores are given."""
     settings: TuneSettings = field(default_factory=TuneSettings)
-    learning_rates: tuple[float, ...] = ()
+    learning_rates: tuple[Positive, ...] = ()
     """More than one: each arm tries all with every seed, and takes the one with the lowest mean calibration loss of
     those at which the fewest trainings blew up."""
-    seeds: int = 1
+    seeds: Count = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_method(self.settings.method)
-        if self.seeds < 1:
-            raise BadInput(f"seeds is {self.seeds}: expected at least 1.")
 
     @property
     def policies(self) -> tuple[str, ...]:

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Gt, Le
 from jaxtyping import Float, Int
 
 from keylayers.axes import RepeatedScores, ScoreVector
-from keylayers.errors import BadInput, BadScores
+from keylayers.errors import BadScores
 from keylayers.maths.overlap import kuncheva_index
 from keylayers.maths.ranks import spearman
 from keylayers.scores.agreement import top_count
 from keylayers.scores.checks import same_layers
 from keylayers.scores.scores import LayerScores
+from keylayers.settings import Count, Inside, Seed, Settings
 
 SPLITS = 50
 """Random splits of the repeats into halves."""
@@ -28,33 +30,19 @@ Index = Callable[[ScoreVector, ScoreVector], float]
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(Settings):
     """When rankings count as settled."""
 
-    target: float = 0.9
+    target: Annotated[float, Gt(0), Le(1)] = 0.9
     """For the lower bounds of Spearman's correlation and of the Kuncheva index of the top sets, in (0, 1]."""
-    share: float = 0.3
+    share: Inside = 0.3
     """Of the layers in the top set."""
-    in_a_row: int = 2
+    in_a_row: Count = 2
     """Successive pairs of checkpoints that must reach it, up to the latest."""
-    level: float = 0.05
+    level: Annotated[float, Gt(0), Le(0.5)] = 0.05
     """Quantile of the bootstrap that serves as lower bound."""
-    draws: int = 500
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("target", 0.0, 1.0), ("share", 0.0, 1.0), ("level", 0.0, 0.5)):
-            value = getattr(self, name)
-            if not low < value <= high or (name == "share" and value == 1):
-                raise BadInput(
-                    f"the {name} of settled rankings is {value}: expected a number above {low:g} and "
-                    f"{'below' if name == 'share' else 'at most'} {high:g}, such as {type(self).__dict__[name]:g}."
-                )
-        for name in ("in_a_row", "draws"):
-            if getattr(self, name) < 1:
-                raise BadInput(
-                    f"{name.replace('_', ' ')} of settled rankings is {getattr(self, name)}: expected at least 1."
-                )
+    draws: Count = 500
+    seed: Seed = 0
 
 
 @dataclass(frozen=True)

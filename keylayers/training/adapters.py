@@ -5,32 +5,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Lt
 from torch import nn
 
 from keylayers.errors import BadInput, BadSelection
 from keylayers.layers.layer import Layer
 from keylayers.layers.restoring import restored
 from keylayers.layers.structure import walk
+from keylayers.settings import Count, Positive, Settings
 from keylayers.training.lora_names import LoraNames, lora_names
 
 
 @dataclass(frozen=True)
-class LoraSettings:
+class LoraSettings(Settings):
     """Shape of the adapters."""
 
-    rank: int = 8
-    alpha: float = 16.0
+    rank: Count = 8
+    alpha: Positive = 16.0
     """The update is (alpha / rank) * B @ A."""
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise BadInput(f"rank of LoRA is {self.rank}: expected at least 1.")
-        if not 0 <= self.dropout < 1:
-            raise BadInput(f"dropout of LoRA is {self.dropout}: expected a share from 0 to below 1.")
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
 
 
 def lora_config(

@@ -3,14 +3,17 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Lt
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from keylayers.errors import BadInput, Diverged
 from keylayers.measures.objective import logits_of, model_device
+from keylayers.settings import Count, Natural, NotNegative, Positive, Seed, Settings
 from keylayers.training.image_states import Keeps, keep_state, take_up
 from keylayers.training.train import hold_statistics
 
@@ -19,32 +22,18 @@ Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class ImageTraining:
+class ImageTraining(Settings):
     """How a classifier of images is trained; defaults suit the digits."""
 
-    epochs: int = 8
-    batch_size: int = 100
+    epochs: Natural = 8
+    batch_size: Count = 100
     """Images per step; a last batch of fewer is left out where there is a whole one, as batch norms need many."""
-    learning_rate: float = 0.1
+    learning_rate: Positive = 0.1
     """Its highest; it rises over the first tenth of the steps and falls as half a cosine to 0."""
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    seed: int = 0
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    weight_decay: NotNegative = 5e-4
+    seed: Seed = 0
     """Of the order of images, and of dropout."""
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1:
-            raise BadInput(
-                f"{self.epochs} epochs in batches of {self.batch_size}: expected at least 0 epochs, and 1 image in a "
-                "batch."
-            )
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise BadInput(f"learning rate is {self.learning_rate}: expected a number above 0, such as 0.05.")
-        if not (0 <= self.momentum < 1 and self.weight_decay >= 0):
-            raise BadInput(
-                f"momentum is {self.momentum} and weight decay {self.weight_decay}: expected a momentum from 0 to "
-                "below 1, and a decay of at least 0."
-            )
 
 
 def ordinary_loss(model: nn.Module, x: Tensor, y: Tensor) -> Float[Tensor, ""]:

@@ -7,15 +7,16 @@ from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from keylayers.data.batches import collate
 from keylayers.data.tokenise import Examples
-from keylayers.errors import BadInput, Diverged, UnknownName
+from keylayers.errors import BadInput, Diverged
 from keylayers.layers.structure import unwrap
+from keylayers.settings import Count, NotNegative, Positive, Seed, Settings, Share
 from keylayers.training.memory import peak_bytes, reset_peak
 from keylayers.training.sampling import LikeLengths, padding
 from keylayers.training.states import load_tensors, newest_whole, read_history, save_tensors, seal
@@ -23,41 +24,39 @@ from keylayers.training.states import load_tensors, newest_whole, read_history, 
 Report = Callable[[int, int, float], None]
 """(steps done, steps in all, loss)."""
 
+Schedule = Literal[
+    "cosine", "linear", "constant", "constant_with_warmup", "cosine_with_restarts", "polynomial", "inverse_sqrt"
+]
+
 
 @dataclass(frozen=True)
-class TrainSettings:
+class TrainSettings(Settings):
     """How a model is trained; defaults suit LoRA on small data."""
 
-    steps: int = 200
-    batch_size: int = 16
+    steps: Count = 200
+    batch_size: Count = 16
     """Sequences per step."""
-    learning_rate: float = 1e-3
-    schedule: str = "cosine"
-    """Of the learning rate, as transformers names it: cosine, linear, constant, ..."""
-    warmup: float = 0.05
+    learning_rate: Positive = 1e-3
+    schedule: Schedule = "cosine"
+    """Of the learning rate, as transformers names it."""
+    warmup: Share = 0.05
     """Share of the steps over which the learning rate rises."""
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    accumulate: int = 1
+    weight_decay: NotNegative = 0.0
+    max_grad_norm: NotNegative = 1.0
+    accumulate: Count = 1
     """Forward passes whose gradients make one step."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
-    seed: int = 0
-    save_every: int = 50
+    seed: Seed = 0
+    save_every: Count = 50
     """Steps between saved states, from which an interrupted run resumes bit for bit."""
-    stop_after: int | None = None
+    stop_after: Count | None = None
     """Stop after so many of the steps, in the middle of the schedule; None: go to its end."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "save_every"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name.replace('_', ' ')} is {getattr(self, name)}: expected at least 1.")
-        if self.stop_after is not None and not 1 <= self.stop_after <= self.steps:
+        super().__post_init__()
+        if self.stop_after is not None and self.stop_after > self.steps:
             raise BadInput(f"stop after step {self.stop_after}: expected 1 to {self.steps}, the steps in all.")
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise BadInput(f"learning rate is {self.learning_rate}: expected a number above 0, such as 1e-3.")
-        if not 0 <= self.warmup <= 1:
-            raise BadInput(f"warmup is {self.warmup}: expected a share of the steps, from 0 to 1.")
 
     @property
     def last_step(self) -> int:
@@ -151,10 +150,6 @@ def _trainer(
     from datasets import Dataset
     from transformers import Trainer, TrainerCallback, TrainingArguments
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
-    from transformers.trainer_utils import SchedulerType
-
-    if settings.schedule not in (known := [kind.value for kind in SchedulerType]):
-        raise UnknownName("schedule of the learning rate", settings.schedule, known)
 
     trained = model
 

@@ -98,8 +98,6 @@ def test_statistics_of_a_selected_block_go_the_same_way_and_errors_leave_the_net
     with pytest.raises(BadInput, match="label 10 is out of range"):
         rift(model, selection, *some(), RiftSettings(training(), points=3), calibration=(held[0], held[1] * 0 + 10))
     assert hashes(model) == before
-    with pytest.raises(BadInput, match="expected at least 2 points"):
-        RiftSettings(points=1)
     with pytest.raises(BadInput, match=r"expected \[0, 1\]"):
         rift(model, selection, *some(), calibration=(held[0] * 3, held[1]))
 

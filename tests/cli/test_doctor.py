@@ -71,12 +71,12 @@ def test_scores_say_what_would_train(cli, world):
         (("bundled:lama",), "did you mean 'llama'"),
         (("nowhere/at/all",), "no folder"),
         (("bundled:llama", "--out", "found.txt"), "expected the name of a .json file"),
-        (("bundled:llama", "--seq", 2), "at least 4 tokens"),
-        (("bundled:llama", "--batch", 0), "--batch 0: expected at least 1"),
+        (("bundled:llama", "--seq", 2), "--seq 2: expected a whole number of at least 4"),
+        (("bundled:llama", "--batch", 0), "--batch 0: expected a whole number of at least 1"),
         (("bundled:llama", "--select", "tpo:3"), "unknown policy 'tpo'"),
         (("bundled:llama", "--select", "top:3"), "needs none: first, last"),
         (("bundled:llama", "--scores", "none.json"), "none.json"),
-        (("bundled:llama", "--dtype", "float99"), "unknown dtype 'float99'"),
+        (("bundled:llama", "--dtype", "float99"), "unknown value of --dtype 'float99'"),
     ],
 )
 def test_mistakes_end_with_one_text(cli, words, told):

@@ -59,7 +59,7 @@ def test_weights_alone_can_be_scored_without_data(cli, world, monkeypatch):
     assert result.code == 0 and "reading" not in result.err and "the 10 most critical of 22 layers" in result.out
     assert load("run/signal_noise.json").values.max() <= 1
     wrong = cli("score", "signal_noise", "--model", world.model, "--set", "variant=best", "--out", "other")
-    assert wrong.code == 2 and "variant=best of signal_noise: input should be 'corrected' or 'spectrum'" in wrong.err
+    assert wrong.code == 2 and "unknown signal_noise variant 'best'" in wrong.err
 
 
 def test_without_out_the_folder_is_named_after_model_and_data(cli, score_words, tmp_path):
@@ -130,8 +130,8 @@ BAD = {
     "other tuned": ("score delta_norm", {"--tuned": "other/model"}, "are not two versions of one model"),
     "pickle": ("score random", {"--model": "pickled"}, "is a pickle, which can run code"),
     "NaN weights": ("score path_integral", {"--model": "broken"}, "the training loss is nan at step 1 of 3"),
-    "steps": ("score path_integral", {"--steps": "0"}, "steps is 0: expected at least 1"),
-    "rank": ("score path_integral", {"--rank": "0"}, "rank of LoRA is 0: expected at least 1"),
+    "steps": ("score path_integral", {"--steps": "0"}, "--steps 0: expected a whole number of at least 1"),
+    "rank": ("score path_integral", {"--rank": "0"}, "--rank 0: expected a whole number of at least 1"),
     "out": ("score random", {"--out": "file/run"}, "file/run"),
     "foreign out": ("score random", {"--out": "other"}, "but no run.json"),
     "policy": ("tune", {"--select": "topp:30%"}, "'topp'; did you mean 'top'"),
@@ -143,7 +143,7 @@ BAD = {
     "score file": ("tune", {"--scores": "empty.jsonl"}, "is not whole, strict JSON"),
     "foreign scores": ("tune", {"--scores": "foreign.json", "--select": "top:30%"}, "scored layers are not in it"),
     "divergence": ("tune", {"--lr": "1e30"}, "at step 2 of 3; lower the learning rate (--lr, now 1e+30)"),
-    "seeds": ("tune", {"--seeds": "0"}, "seeds is 0: expected at least 1"),
+    "seeds": ("tune", {"--seeds": "0"}, "--seeds 0: expected a whole number of at least 1"),
 }  # fmt: skip
 
 

@@ -135,10 +135,8 @@ def test_windows_are_of_one_size_of_one_kind_and_of_one_stack() -> None:
     assert windows(llama, 1) == [(0,), (1,), (2,), (3,), (4,), (5,)]
     five = [replace(blocks[0], name=f"h.{index}", block=index) for index in range(5)]
     assert windows(five, 3) == [(0, 1, 2), (0, 1, 2), (1, 2, 3), (2, 3, 4), (2, 3, 4)]
-    with pytest.raises(BadInput, match="window=5 covers all 5 layers"):
+    with pytest.raises(BadInput, match="window=5` covers all 5 layers"):
         windows(five, 5)
-    with pytest.raises(BadInput, match="window=0"):
-        windows(five, 0)
 
 
 @pytest.mark.parametrize("granularity", ["block", "sublayer", "linear"])

@@ -250,7 +250,7 @@ def test_bad_images_and_labels_are_refused_and_the_model_is_left_as_found(change
 
 def test_other_refusals() -> None:
     evidence, layers = image_evidence()
-    with pytest.raises(UnknownName, match="unknown position 'lst'; did you mean 'last'"):
+    with pytest.raises(UnknownName, match="unknown class_separation position 'lst'; did you mean 'last'"):
         class_separation(evidence, layers, ClassSeparation(position="lst"))  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match="class_separation classes 'label'"):
         class_separation(evidence, layers, ClassSeparation(classes="label"))  # type: ignore[arg-type]

@@ -150,7 +150,7 @@ def test_what_is_no_image_or_cannot_move_is_refused() -> None:
         feature_fragility(text, named_layers(text.model, "linear"))
     with pytest.raises(BadInput, match=r"expected \[0, 1\]"):
         feature_fragility(replace(evidence, data=[{**batch, "x": batch["x"] * 4 - 2}]), layers)
-    with pytest.raises(BadInput, match="a radius above 0"):
+    with pytest.raises(BadInput, match="expected a number above 0"):
         FeatureFragility(eps=0.0)
     with pytest.raises(BadInput, match="norm_power=3"):
         FeatureFragility(norm_power=3)

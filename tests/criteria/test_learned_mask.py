@@ -305,13 +305,7 @@ def test_gates_are_learnt_on_training_records_where_asked() -> None:
     [
         ({"optimiser": "adem"}, UnknownName, r"unknown learned_mask optimiser 'adem'; did you mean 'adam'\?"),
         ({"budget": "topk"}, UnknownName, r"did you mean 'top_k'\?"),
-        ({"steps": 0}, BadInput, r"needs steps of 1 or more, got steps=0"),
-        ({"seeds": 0}, BadInput, r"got seeds=0"),
-        ({"save_every": 0}, BadInput, r"got save_every=0"),
         ({"records": "train"}, UnknownName, r"unknown learned_mask records 'train'; did you mean 'training' or"),
-        ({"rest": -0.1}, BadInput, r"rest=-0\.1: expected how far a gate may move"),
-        ({"budget": "top_k", "share": 1.0}, BadInput, r"share=1\.0 of 3 layers must lie strictly between"),
-        ({"budget": "top_k", "share": 0.0}, BadInput, r"share=0\.0 of 3 layers"),
     ],
 )
 def test_settings_without_sense_are_refused(settings: dict[str, object], error: type, said: str) -> None:

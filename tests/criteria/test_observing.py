@@ -151,7 +151,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
     evidence, layers = stream([same, mixing(0.3)], states())
     for name in FOUR:
         criterion = criteria.get(name)
-        with pytest.raises(UnknownName, match="unknown position 'lst'; did you mean 'last'"):
+        with pytest.raises(UnknownName, match="position 'lst'; did you mean 'last'"):
             criterion(evidence, layers, criterion.settings(position="lst"))
     nothing = {"inputs_embeds": states(4), "attention_mask": torch.zeros(4, 5)}
     with pytest.raises(BadInput, match="no position to count"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from keylayers.criteria.path_integral import PathIntegral, path_integral
-from keylayers.errors import BadInput, Diverged
+from keylayers.errors import Diverged
 from keylayers.layers.deltas import Deltas, held_delta
 from keylayers.layers.naming import named_layers
 from tests.criteria.examples import Quadratic, evidence_of, mean_loss, quadratic_evidence
@@ -102,13 +102,6 @@ def test_repeats_are_groups_of_batches() -> None:
     assert scores.repeats is not None and all(one.repeats is None for one in alone)
     np.testing.assert_allclose(scores.repeats, [one.values for one in alone], rtol=1e-9)
     np.testing.assert_allclose(scores.values, (4 * scores.repeats[0] + 7 * scores.repeats[1]) / 11, rtol=1e-9)
-
-
-@pytest.mark.parametrize("points", [0, -3])
-def test_no_point_is_refused(points: int) -> None:
-    evidence = quadratic_evidence()
-    with pytest.raises(BadInput, match=f"at least one point on the path, got points={points}"):
-        path_integral(evidence, evidence.deltas.layers, PathIntegral(points=points))
 
 
 def test_numbers_that_are_not_finite_stop_it() -> None:

@@ -10,7 +10,6 @@ import torch
 
 from keylayers.criteria.ablation import ablation
 from keylayers.criteria.shapley import Shapley, shapley
-from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers
 from keylayers.measures.measure import Measure, wrong_tokens
 from tests.criteria.test_ablation import mean_loss, solved_by, text_evidence
@@ -141,12 +140,6 @@ def test_other_measures_by_batch_and_by_record() -> None:
 def _wrong_by_row(model, batch) -> list[float]:
     rows = [{key: value[row : row + 1] for key, value in batch.items()} for row in range(len(batch["labels"]))]
     return [float(wrong_tokens(model, one)[0]) for one in rows]
-
-
-def test_no_order_is_refused() -> None:
-    evidence = text_evidence("llama", "block")
-    with pytest.raises(BadInput, match="permutations=0"):
-        shapley(evidence, named_layers(evidence.model, "block"), Shapley(0))
 
 
 def test_many_layers_are_sampled() -> None:

@@ -143,7 +143,7 @@ def test_what_cannot_be_scored_is_refused_with_the_reason() -> None:
         BadInput, match=r"a batch: label 2 is out of range \(1 such\); the 2 classes are numbered 0 to 1"
     ):
         skip_suppression(evidence(weak.model, triggered([0.5], target=2)), layers)
-    with pytest.raises(UnknownName, match="unknown calibration 'own_trigger'; did you mean 'own-trigger'"):
+    with pytest.raises(UnknownName, match="unknown skip_suppression calibration 'own_trigger'; did you mean"):
         skip_suppression(weak, layers, SkipSuppression("own_trigger"))  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match=r"unknown skip 'blocks\.0\.up'"):
         skip_suppression(weak, named_layers(weak.model, "linear"))

@@ -67,12 +67,6 @@ def test_what_has_no_exponent_is_named(variant: str) -> None:
     assert np.isfinite(scores_of(settings, w=torch.randn(30, 2) @ torch.randn(2, 30))).all()  # of low rank
 
 
-@pytest.mark.parametrize("tail", [0.0, 1.0, -0.5, 7.0, float("nan")])
-def test_a_tail_is_a_share(tail: float) -> None:
-    with pytest.raises(BadInput, match="takes a tail above 0 and below 1"):
-        scores_of(SpectralExponent(tail=tail), w=torch.randn(5, 5))
-
-
 @pytest.mark.parametrize(("setting", "near"), [({"variant": "hills"}, "hill"), ({"critical": "hig"}, "high")])
 def test_another_word_is_refused(setting: dict[str, str], near: str) -> None:
     with pytest.raises(UnknownName, match=rf"unknown spectral_exponent .*; did you mean '{near}'"):

@@ -159,5 +159,5 @@ def test_what_cannot_be_clustered_is_refused() -> None:
         token_clusters(evidence, layers)
     with pytest.raises(UnknownName, match="did you mean 'previous'"):
         token_clusters(evidence, layers, TokenClusters(reference="previus"))
-    with pytest.raises(BadInput, match="at least 2 clusters"):
-        token_clusters(evidence, layers, TokenClusters(clusters=1))
+    with pytest.raises(BadInput, match="cannot make 20 clusters of 5 tokens"):
+        TokenClusters(tokens=5)

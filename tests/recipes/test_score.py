@@ -154,7 +154,7 @@ def test_weight_only_and_delta_criteria_go_together(world, finished, tmp_path):
     [
         ({"criteria": ("learned_masks",)}, UnknownName, "'learned_masks'; did you mean 'learned_mask'"),
         ({"settings": {"pionts": 3}}, UnknownName, "'pionts'; did you mean 'points'"),
-        ({"settings": {"points": "many"}}, BadInput, "points=many of path_integral: input should be a valid integer"),
+        ({"settings": {"points": "many"}}, BadInput, "points=many` of path_integral: expected a whole number"),
         ({"inputs": {"data": "nowhere.jsonl"}}, BadInput, "no such data file: nowhere.jsonl"),
         ({"inputs": {"columns": {"prompt": "promt"}}}, UnknownName, "promt"),
     ],

@@ -205,9 +205,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(world, tuned, 
         chosen(asked(world, folder / "run"), foreign, tmp_path / "one")
     with pytest.raises(BadInput, match="equal tensors"):
         chosen(asked(world, world.model), scores, tmp_path / "two")
-    with pytest.raises(BadInput, match="within is 1"):
+    with pytest.raises(BadInput, match=r"`within=1.*: expected a number above 0 and below 1"):
         asked(world, folder / "run", within=1.0)
-    with pytest.raises(BadInput, match="4 random orders: expected at least 5"):
+    with pytest.raises(BadInput, match="`draws=4`: expected a whole number of at least 5"):
         asked(world, folder / "run", draws=4)
 
 

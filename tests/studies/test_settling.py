@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keylayers.errors import BadInput, BadScores
+from keylayers.errors import BadScores
 from keylayers.maths.ranks import spearman
 from keylayers.studies.settling import NOISE, Measured, Rule, has_settled, moved, overlap_target
 from tests.scores.examples import network, scored
@@ -190,12 +190,3 @@ def test_scores_without_repeats_or_of_other_layers_are_refused():
     other = network(5)
     with pytest.raises(BadScores, match="two checkpoints"):
         moved(good, scored(other, truth()[: len(other)], repeats=good.repeats[:, : len(other)]), FAST)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("target", 0.0), ("target", 1.1), ("target", float("nan")), ("share", 1.0), ("level", 0.0), ("draws", 0)],
-)
-def test_rules_that_mean_nothing_are_refused(name, value):
-    with pytest.raises(BadInput, match=f"{name} of settled rankings is {value}: expected"):
-        Rule(**{name: value})

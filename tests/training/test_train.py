@@ -205,12 +205,9 @@ def test_nothing_trainable_is_an_error():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"steps": 0}, "steps is 0: expected at least 1"),
-        ({"batch_size": 0}, "batch size is 0"),
-        ({"accumulate": -1}, "accumulate is -1"),
-        ({"learning_rate": 0.0}, r"learning rate is 0.0"),
-        ({"learning_rate": float("nan")}, "learning rate is nan"),
-        ({"warmup": 1.5}, "warmup is 1.5"),
+        ({"steps": 0}, "steps=0`: expected a whole number of at least 1"),
+        ({"stop_after": 201}, "stop after step 201: expected 1 to 200"),
+        ({"warmup": 1.5}, "warmup=1.5`: expected a number of at least 0 and at most 1"),
     ],
 )
 def test_impossible_settings_are_refused_when_they_are_made(change, said):
