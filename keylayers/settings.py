@@ -27,7 +27,7 @@ Inside = Annotated[float, Gt(0), Lt(1)]
 """A share that is neither nothing nor all."""
 Share = Annotated[float, Ge(0), Le(1)]
 
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", NoneType: "none"}
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", NoneType: ""}
 BOUNDS = ((Ge, "ge", "at least"), (Gt, "gt", "above"), (Le, "le", "at most"), (Lt, "lt", "below"))
 
 
@@ -106,7 +106,7 @@ def _is_checked(hint: Any) -> bool:
 
 
 def _expected(hint: Any, value: object) -> str:
-    return " or ".join(_described(arm, value) for arm in _arms(hint))
+    return " or ".join(_described(arm, value) for arm in _arms(hint) if arm is not NoneType)
 
 
 def _described(hint: Any, value: object) -> str:

@@ -90,7 +90,7 @@ def test_texts_become_what_the_annotation_says():
         ({"steps": 10**12}, "`steps=1000000000000`: expected a whole number of at least 1 and at most 1,000,000,000."),
         ({"seed": -1}, "`seed=-1`: expected a whole number of at least 0 and at most 4,294,967,295."),
         ({"more": 1.5}, "`more=1.5`: expected a whole number of at least 0."),
-        ({"step": 0}, "`step=0`: expected a number above 0 or none."),
+        ({"step": 0}, "`step=0`: expected a number above 0."),
         ({"share": "1"}, "`share=1`: expected a number above 0 and below 1."),
         ({"fast": "maybe"}, "`fast=maybe`: expected true or false."),
         ({"tokens": "a"}, "`tokens=a`: expected a list, each a whole number."),

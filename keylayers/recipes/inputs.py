@@ -103,7 +103,7 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = No
             "or images (--data IMAGES.npz) to a network of images."
         )
     splits = splits or inputs.load_splits()
-    _note_left_out(inputs.data, splits.train)
+    _note_left_out(str(inputs.data), splits.train)
     asked = DEFAULT_LENGTH if inputs.max_length is None else inputs.max_length
     limit = min(asked, loaded.context)
     if inputs.max_length is not None and limit < asked:

@@ -35,7 +35,7 @@ def test_no_record_is_longer_than_the_model_sees_and_it_is_said(world, loaded, c
     assert "sees at most" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("change", "said"), [({"max_length": 0}, "max_length=0"), ({"records": 0}, "limit=0")])
+@pytest.mark.parametrize(("change", "said"), [({"max_length": 0}, "max_length=0"), ({"records": 0}, "records=0")])
 def test_a_limit_of_nothing_is_refused_and_not_taken_for_none(world, loaded, change, said):
     with pytest.raises(BadInput, match=said):
         prepare_data(world.inputs(**change), loaded)
