@@ -120,9 +120,13 @@ def run_tune(options: dict[str, Any]) -> None:
 
 def run_revert(base: str, tuned: str, scores: Path, out: Path, policy: str) -> None:
     """`keylayers revert`."""
+    from keylayers.runs import note
     from keylayers.scores import load_scores, select
+    from keylayers.scores.caveats import caveats
 
     selection = select(load_scores(scores), policy)
+    for caveat in caveats(selection):
+        note(caveat)
     quiet_libraries()
     from keylayers.actions.revert import write_reverted
     from keylayers.models.sources import local_folder
@@ -151,6 +155,8 @@ def _check_settled(stop_early: bool, settled: float | None) -> None:
 
 
 def _show_scores(scores: Any) -> None:
+    from keylayers.scores.caveats import ranking_caveats
+
     bounds = scores.interval()
     rows = []
     for index in scores.order()[:10]:
@@ -159,6 +165,8 @@ def _show_scores(scores: Any) -> None:
         rows.append((layer.name, f"{scores.values[index]:.4g}", spread, f"{layer.size:,}"))
     say(f"\n{scores.criterion}: the 10 most critical of {len(scores.layers)} layers")
     say(table(("layer", "score", "95 % interval", "parameters"), rows))
+    for caveat in ranking_caveats(scores):
+        say(caveat)
     noted = scores.provenance.settings
     if "completeness_error" in noted:
         drop = noted["loss_base"] - noted["loss_tuned"]

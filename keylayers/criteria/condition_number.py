@@ -33,7 +33,7 @@ def condition_number(evidence: Evidence, layers: Sequence[Layer], settings: Cond
 
     Critical = worth training: KappaTune (arXiv 2506.16289) takes the lowest condition numbers, whose matrices
     hold the least that is specialised and would be forgotten. s_min counts as at least 1e-7 s_1, which is what float64
-    resolves: matrices of lower rank are ties at -7, in forward order. Layers of several matrices: the mean.
+    resolves: matrices of lower rank are ties at -7. Layers of several matrices: the mean.
     `kappatune`: minus s_1 / (s_min + 1e-8), at most 0, the mean over experts taken of the numbers themselves.
 
     Raises:

@@ -35,7 +35,7 @@ def signal_noise(evidence: Evidence, layers: Sequence[Layer], settings: SignalNo
     `corrected`: sum of the s above the edge / sum of all s. The noise's scale comes from the median singular value and
     the median of the Marchenko-Pastur law, and the edge is what the largest singular value of such noise exceeds with a
     chance of 1 % (`maths.marchenko_pastur`). Pure noise scores 0, a matrix of rank below half scores 1, at every
-    aspect ratio and scale; layers that score the same are ties, counted as `ties`, in forward order.
+    aspect ratio and scale; layers that score the same are ties, counted as `ties`.
     `spectrum`: (sum above / sum below) / s_1, with the edge (1 + sqrt(m/n)) * IQR(s) / 1.349, m <= n; see
     `_spectrum_ratio`. Matrices stream: see `mean_over_matrices` for memory and for layers of several matrices.
 

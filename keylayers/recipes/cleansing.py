@@ -4,6 +4,7 @@ own; nobody here knows an attacker's."""
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
+import numpy as np
 from torch import nn
 
 from keylayers.actions.cleanse import Cleanse, cleanse
@@ -18,7 +19,7 @@ from keylayers.models.pixels import image_argument
 from keylayers.recipes.image_inputs import ImageInputs
 from keylayers.recipes.image_networks import epochs_done, look_at, shown, store_network
 from keylayers.recipes.planting import batches, own_trigger, planted, triggered
-from keylayers.runs import RunFolder, progress
+from keylayers.runs import RunFolder, note, progress
 from keylayers.scores import LayerScores, Selection
 from keylayers.settings import Natural, Settings
 
@@ -88,6 +89,8 @@ def _cleansed(request: CleanseRequest, run: RunFolder) -> CleanseResult:
     layers = skip_layers(model, example_for(model, {image_argument(model): x[:1]}))
     scores = None if request.skip != "auto" else blamed(model, tuned, request)
     name = request.skip if scores is None else scores.ranking()[0].name
+    if scores is not None and np.sum(scores.values == scores.values.max()) > 1:
+        note(f"several skips are blamed alike; a draw took {name}")
     selection = Selection.of(layers, names=[name], allow_total=True)
     keeps = run.checkpoint(TRAINING)
     with progress[int](request.settings.training.epochs, "epochs", start=epochs_done(keeps)) as bar:

@@ -21,6 +21,7 @@ from keylayers.recipes.image_inputs import ImageInputs, example_of
 from keylayers.recipes.image_networks import epochs_done, look_at, shown, store_network
 from keylayers.runs import RunFolder, note, progress
 from keylayers.scores import LayerScores, Selection, parse, select
+from keylayers.scores.caveats import caveats
 from keylayers.settings import Settings
 
 TRAINED, CALIBRATION = 0.7, 0.1
@@ -104,6 +105,8 @@ def _hardened(request: HardenRequest, run: RunFolder, scores: LayerScores | None
     note(f"measuring on {len(test)} held-out images")
     before = run.part("before", lambda: _measured(model, test, attack, seed)[0])
     first = choose(model)
+    for caveat in caveats(first):
+        note(caveat)
     note(f"training {', '.join(first.names[:5])}{' and others' if len(first) > 5 else ''}, chosen by {policy}")
     again = choose if request.again and scores is None else None
 

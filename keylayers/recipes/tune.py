@@ -23,6 +23,7 @@ from keylayers.recipes.comparison import COLUMNS, Arm, Comparison, with_interval
 from keylayers.recipes.inputs import Inputs, Prepared, prepare_data
 from keylayers.runs import RunFolder, digest, note, progress
 from keylayers.scores import LayerScores, Selection, select
+from keylayers.scores.caveats import caveats
 from keylayers.settings import Count, Positive, Settings
 from keylayers.training.adapters import lora_config, save_adapter
 from keylayers.training.states import forget
@@ -75,8 +76,10 @@ def compare_arms(request: TuneRequest, run: RunFolder, scores: LayerScores | Non
     if scores is not None:
         check_scores_fit(scores, loaded.model, request.inputs.model)
     layers = scores.layers if scores is not None else named_layers(loaded.model, request.granularity)
-    for policy in request.policies:
-        _check(request, loaded.model, choose(scores, layers, policy, seed=0))
+    selected = {policy: choose(scores, layers, policy, seed=0) for policy in request.policies}
+    for selection in selected.values():
+        _check(request, loaded.model, selection)
+    _note_caveats(selected)
     work = _Work(request, run, scores, layers, prepare_data(request.inputs, loaded, splits))
     base = run.part("base", lambda: {"loss": example_losses(loaded.model, work.data.test).mean})["loss"]
     before = run.part("base-calibration", lambda: {"loss": example_losses(loaded.model, work.data.calibration).mean})
@@ -167,6 +170,19 @@ def _check(request: TuneRequest, model: nn.Module, selection: Selection) -> None
         selected_parameters(model, selection)
     else:
         lora_config(model, selection.chosen, request.settings.lora)
+
+
+def _note_caveats(arms: Mapping[str, Selection]) -> None:
+    """Says where arms are less than they seem: drawn among equals, or the same layers under two names."""
+    for selection in arms.values():
+        for caveat in caveats(selection):
+            note(caveat)
+    first, *others = arms
+    for policy in others:
+        if arms[policy].names == arms[first].names:
+            note(
+                f"{policy} chose the very layers of {first}: their difference is noise, and says nothing of the choice"
+            )
 
 
 def _load(request: TuneRequest) -> LoadedModel:

@@ -213,7 +213,7 @@ def _agreement_notes(tables: Sequence[AgreementTable]) -> tuple[str, ...]:
             f"{number(stable.low, 3)} to {number(stable.high, 3)}."
         )
     if tied := sum(any(pair.ties) for pair in pairs):
-        notes.append(f"In {plural(tied, 'pair')} ties across the cut were decided by forward order.")
+        notes.append(f"In {plural(tied, 'pair')} ties across the cut were decided by a draw.")
     return tuple(notes)
 
 

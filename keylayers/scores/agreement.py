@@ -81,7 +81,7 @@ class Agreement:
     rbo: float
     rbo_expected: float
     ties: tuple[int, int]
-    """Layers on each side that tie across the cut, so that forward order alone decided."""
+    """Layers on each side that tie across the cut, so that a draw alone decided."""
 
     @property
     def of_acted(self) -> SetAgreement:
@@ -110,7 +110,7 @@ class Agreement:
         head += f"acted on: {self.acted}"
         note = ""
         if any(self.ties):
-            note = f"\nties across the cut, decided by forward order: {self.ties[0]} and {self.ties[1]} layers"
+            note = f"\nties across the cut, decided by a draw: {self.ties[0]} and {self.ties[1]} layers"
         return f"{head}\n{table_text([('', 'value', 'chance', 'p'), *self.rows()])}{note}"
 
 
@@ -189,7 +189,7 @@ def top_count(fraction: float, n: int) -> int:
 
 
 def top_mask(scores: LayerScores, count: int) -> LayerMask:
-    """The `count` most critical layers; ties in forward order."""
+    """The `count` most critical layers; ties as `order` draws them."""
     mask = np.zeros(len(scores.layers), dtype=np.bool_)
     mask[scores.order()[:count]] = True
     return mask

@@ -85,7 +85,7 @@ class AgreementTable:
         depths = [pair.of_acted.smallest_p("depth") for pair in self.pairs]
         foot += f"\nsmallest p attainable along depth, before adjusting: {p_text(min(depths))} to {p_text(max(depths))}"
         tied = sum(any(pair.ties) for pair in self.pairs)
-        foot += f"\nties across the cut decided by forward order in {tied} pairs" if tied else ""
+        foot += f"\nties across the cut decided by a draw in {tied} pairs" if tied else ""
         return f"{head}\n{table_text([titles, *self.rows()])}\n{foot}"
 
 

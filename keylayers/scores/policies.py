@@ -3,6 +3,7 @@
 import heapq
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from fractions import Fraction
 from typing import Any
 
@@ -18,6 +19,7 @@ from keylayers.scores.policy_text import PolicySpec, parse, share
 from keylayers.scores.random_draws import draw_budget, draw_count, draw_kinds, draw_params, fill
 from keylayers.scores.scores import LayerScores
 from keylayers.scores.selection import Selection
+from keylayers.scores.ties import ranked, split_ties
 
 Choice = tuple[LayerMask, dict[str, Any]]
 """The mask and what was measured while choosing."""
@@ -32,12 +34,13 @@ def select(
 ) -> Selection:
     """The layers that a policy chooses: `top:30%`, `random:30%:seed=3:match=params`, `not:bottom:25%`, ...
 
-    Shares become counts by Python's round(), at least 1. Ties go by forward order. Policies that need no scores (first,
-    last, all, random without match, blocks, ends) take plain layers too.
+    Shares become counts by Python's round(), at least 1. Which of several layers of the same score is taken is drawn,
+    by a seed that the scores fix; `caveats` says where that decided. Policies that need no scores (first, last, all,
+    random without match, blocks, ends) take plain layers too.
 
     Raises:
         UnknownName: for an unknown policy or option. BadSelection: for bad syntax, more layers than there are, lack of
-            scores or of magnitudes, or an empty or total choice that was not asked for.
+            scores or of magnitudes, scores that are all equal, or an empty or total choice that was not asked for.
     """
     spec = parse(policy) if isinstance(policy, str) else policy
     scores = source if isinstance(source, LayerScores) else None
@@ -45,6 +48,10 @@ def select(
     _check_needs(spec, scores)
     if scores is not None and spec.name in WITH_SCORES:
         mask, measured = WITH_SCORES[spec.name](scores, spec)
+        _check_ranks(scores, spec, mask)
+        kept = ~mask if spec.negated else mask
+        if spec.name != "random" and spec.needs == "order" and (ties := split_ties(scores.values, kept)):
+            measured["ties"] = asdict(ties)
     else:
         mask, measured = WITHOUT_SCORES[spec.name](layers, spec)
     provenance: dict[str, Any] = {"measured": measured} if measured else {}
@@ -71,6 +78,15 @@ def _check_needs(spec: PolicySpec, scores: LayerScores | None) -> None:
         raise BadSelection(
             f"policy '{spec}' needs scores whose size means something, but these ({scores.criterion}) only state an "
             "order; use top, bottom or params"
+        )
+
+
+def _check_ranks(scores: LayerScores, spec: PolicySpec, mask: LayerMask) -> None:
+    alike = bool((scores.values == scores.values[0]).all())
+    if alike and not mask.all() and spec.needs != "layers" and spec.name != "above":
+        raise BadSelection(
+            f"policy '{spec}': all {len(mask)} layers have the score {scores.values[0]:g} ({scores.criterion}), which "
+            "ranks nothing; score by another criterion, or choose without scores: first, last, blocks, random:30%"
         )
 
 
@@ -131,7 +147,14 @@ def random_matched(scores: LayerScores, spec: PolicySpec) -> Choice:
         "parameters": got,
         "ratio": got / wanted if wanted else None,
         "shared_with_reference": int((mask & reference).sum()),
+        **({"only_one": True} if match == "kind" and _whole_kinds(layers, reference) else {}),
     }
+
+
+def _whole_kinds(layers: Sequence[Layer], mask: LayerMask) -> bool:
+    """Whether a set has of each kind all layers or none: no other then has as many of each."""
+    chosen, left = ({layer.kind for layer, held in zip(layers, side, strict=True) if held} for side in (mask, ~mask))
+    return not chosen & left
 
 
 def params(layers: Sequence[Layer], spec: PolicySpec) -> Choice:
@@ -150,7 +173,7 @@ def params_by_score(scores: LayerScores, spec: PolicySpec) -> Choice:
         return params(scores.layers, spec)
     order = scores.order()
     if by == "density":
-        order = np.argsort(-scores.values / np.maximum(sizes, 1), kind="stable")
+        order = ranked(scores.values / np.maximum(sizes, 1), int(scores.sha256[:16], 16))
     elif by == "kinds":
         order = kinds_first(scores)
     budget = _budget(scores.layers, spec.argument.share, spec)
@@ -171,7 +194,11 @@ def contiguous(scores: LayerScores, spec: PolicySpec) -> Choice:
         raise BadSelection(f"policy '{spec}': there is no run of {length} consecutive blocks; scored blocks are {have}")
     sums = [math.fsum(value for block in run for value in by_block[block]) for run in runs]
     best = runs[sums.index(max(sums))]
-    return in_blocks(scores.layers, best), {"blocks": [best[0], best[-1]], "score_sum": max(sums)}
+    return in_blocks(scores.layers, best), {
+        "blocks": [best[0], best[-1]],
+        "score_sum": max(sums),
+        **({"tied_runs": sums.count(max(sums))} if sums.count(max(sums)) > 1 else {}),
+    }
 
 
 def ends(layers: Sequence[Layer], spec: PolicySpec) -> Choice:

@@ -16,6 +16,7 @@ from keylayers.errors import BadScores, UnknownName
 from keylayers.layers.layer import GRANULARITIES, Layer
 from keylayers.scores.checks import checked_layers, finite_array, require_names, same_array, shown_names
 from keylayers.scores.provenance import Provenance
+from keylayers.scores.ties import ranked
 
 Bounds = Float[np.ndarray, "layers 2"]
 STATED_LEVEL = 0.95  # coverage of `bounds`
@@ -94,11 +95,11 @@ class LayerScores:
         return cls(tuple(layers), values, criterion, granularity, provenance or Provenance(), ordinal=True)
 
     def order(self) -> Int[np.ndarray, " layers"]:
-        """Positions of the layers, most critical first; ties in forward order."""
-        return np.argsort(-self.values, kind="stable")
+        """Positions of the layers, most critical first; ties in an order drawn with a seed that these scores fix."""
+        return ranked(self.values, int(self.sha256[:16], 16))
 
     def ranking(self) -> tuple[Layer, ...]:
-        """The layers, most critical first; ties in forward order."""
+        """The layers, most critical first; ties as in `order`."""
         return tuple(self.layers[i] for i in self.order())
 
     def by_name(self) -> dict[str, float]:

@@ -15,7 +15,7 @@ def spread(scores: LayerScores, layers: Sequence[Layer], granularity: str = "lin
     """Every layer with the score of the scored layer that holds it, told by its name; in the given order.
 
     What no scored layer holds (a head, where blocks were scored) takes the mean score, so that it neither leads nor
-    trails. Layers of one holder tie: a policy then takes them in forward order. Repeats go along, groups and bounds do
+    trails. Layers of one holder tie: a policy then draws among them. Repeats go along, groups and bounds do
     not.
 
     Raises:

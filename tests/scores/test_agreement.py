@@ -108,7 +108,7 @@ def test_ties_across_the_cut_are_told():
     flat = scored(layers, [5, 4, 3] + [0] * 12)
     found = agreement(flat, noise(layers), 0.4)
     assert found.ties == (12, 0)
-    assert "decided by forward order: 12 and 0" in str(found)
+    assert "decided by a draw: 12 and 0" in str(found)
     assert "ties" not in str(agreement(noise(layers), noise(layers, 1)))
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from keylayers.errors import BadSelection
 from keylayers.layers.layer import Layer, total_size
 from keylayers.scores import LayerScores, select
+from keylayers.scores.caveats import caveats, ranking_caveats
 from tests.scores.examples import network, noise, score_sets, scored
 
 SEVEN = network(32)  # 225 layers
@@ -49,14 +50,56 @@ def test_shares_choose_as_many_as_they_say(scores, name, percent):
 
 
 @given(score_sets(), st.data())
-def test_top_takes_the_largest_scores_and_ties_by_forward_order(scores, data):
+def test_top_takes_the_largest_scores_and_says_where_they_tie(scores, data):
     count = data.draw(st.integers(1, len(scores.layers)))
     top = picked(scores, f"top:{count}")
-    by_hand = sorted(range(len(scores.layers)), key=lambda i: (-scores.values[i], i))[:count]
-    assert top.indices.tolist() == sorted(by_hand)
+    assert sorted(scores.values[top.mask]) == sorted(scores.values)[-count:]
+    cut, left = min(scores.values[top.mask]), scores.values[~top.mask]
+    tied = [side.tolist().count(cut) for side in (scores.values[top.mask], scores.values)]
+    ties = top.provenance.get("measured", {}).get("ties")
+    assert ties == ({"chosen": tied[0], "among": tied[1], "score": cut} if cut in left else None)
+    assert bool(caveats(top)) == bool(ties)
     if count < len(scores.layers):
         rest = picked(scores, f"bottom:{len(scores.layers) - count}")
         np.testing.assert_array_equal(rest.mask, ~top.mask)
+
+
+def test_ties_are_drawn_not_taken_from_the_beginning_of_the_network():
+    layers = network(8)
+    ranks = [float(i % 8 == 0) for i in range(len(layers))]
+    firsts = []
+    for one in range(40):  # other scores elsewhere give other draws
+        chosen = select(scored(layers, [*ranks[:-1], -1.0 - one]), "top:20")
+        assert chosen == select(scored(layers, [*ranks[:-1], -1.0 - one]), "top:20")
+        firsts.append(np.mean(chosen.indices[np.array(ranks)[chosen.indices] == 0]))
+    assert np.mean(firsts) == pytest.approx(len(layers) / 2, abs=3) and len(set(firsts)) > 20
+
+
+@pytest.mark.parametrize("policy", ["top:30%", "bottom:25%", "params:30%", "random:30%:match=kind", "contiguous:1"])
+def test_scores_that_are_all_equal_choose_nothing(policy):
+    flat = scored(network(2), np.full(15, 0.5))
+    with pytest.raises(BadSelection, match=r"all 15 layers have the score 0.5 \(by_hand\), which ranks nothing"):
+        select(flat, policy)
+    assert len(select(flat, "random:30%")) == 4 and len(select(flat, "top:100%", allow_total=True)) == 15
+
+
+def test_a_control_that_is_the_selection_itself_says_so():
+    layers = tuple(Layer(f"n{i}", None, f"n{i}", (f"n{i}.w",), 4) for i in range(6))
+    control = select(noise(layers), "random:30%:match=kind:seed=5")
+    (said,) = caveats(control)
+    assert "the very layers of top:30%, as no other layers have these kinds" in said
+    assert caveats(select(noise(SEVEN), "random:30%:match=kind")) == ()
+    assert (
+        "2 runs of blocks tie"
+        in caveats(select(scored(network(3, head=False), [2, 1, 1, 1, 1, 1, 1] * 3), "not:contiguous:2"))[0]
+    )
+
+
+def test_a_ranking_says_that_many_of_its_layers_tie():
+    assert ranking_caveats(noise(SEVEN)) == ranking_caveats(scored(SEVEN[:1], [1.0])) == ()
+    assert "all 15 layers have the same score, 0: they are not ranked" in ranking_caveats(scored(network(2), [0] * 15))
+    (said,) = ranking_caveats(scored(network(2), [1, 2, *[0] * 13]))
+    assert said.startswith("13 of 15 layers have the same score, 0")
 
 
 def test_counts_of_the_published_tables():
