@@ -1,6 +1,7 @@
 """Taking back the unimportant changes of an already tuned model: no training, only deltas kept or dropped."""
 
 import json
+import os
 import shutil
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -8,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from keylayers.errors import BadInput
+from keylayers.files.replacing import replacing_folder
 from keylayers.layers.deltas import Deltas
 from keylayers.layers.gating import frozen, gated
 from keylayers.layers.tensors import INDEX, PICKLES, SINGLE, TensorSource, check_same_tensors, tensors_on_disk
+from keylayers.runs.lock import locked_beside
 from keylayers.scores.selection import Selection
 
 SHARD_BYTES = 2 * 2**30
@@ -56,8 +58,7 @@ def write_reverted(
         raise BadInput(f"no checkpoint folder at {tuned}; give the folder that save_pretrained wrote.")
     first, second = tensors_on_disk(base), tensors_on_disk(tuned)
     check_same_tensors(first, second)
-    if out.exists():
-        raise BadInput(f"{out} exists already; give another --out.")
+    _refuse_present(out)
     scored = {name for layer in selection.layers if layer.tied_to is None for name in layer.parameters}
     if absent := sorted(scored - set(second)):
         raise BadInput(
@@ -66,22 +67,18 @@ def write_reverted(
         )
     chosen = {name for layer in selection.chosen for name in layer.parameters}
     kept = chosen | (set(first) - scored if remainder else set())
-    partial = out.with_name(f".{out.name}.partial")
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for file in tuned.iterdir():
-            if file.is_file() and file.suffix not in {".safetensors", *PICKLES} and "index" not in file.name:
-                shutil.copy2(file, partial / file.name)
-        taken = _write_shards(partial, first, second, kept)
-        partial.rename(out)
-    except (OSError, SafetensorError) as error:
-        raise BadInput(
-            f"cannot write {out}: {getattr(error, 'strerror', None) or error}; free some space or give another --out."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return taken
+    with locked_beside(out):
+        _refuse_present(out)  # another process may have made it by now
+        with replacing_folder(out) as partial:
+            for file in tuned.iterdir():
+                if file.is_file() and file.suffix not in {".safetensors", *PICKLES} and "index" not in file.name:
+                    shutil.copy2(file, partial / file.name)
+            return _write_shards(partial, first, second, kept)
+
+
+def _refuse_present(out: Path) -> None:
+    if os.path.lexists(out):
+        raise BadInput(f"{out} exists already; give another --out.")
 
 
 def _write_shards(folder: Path, base: TensorSource, tuned: TensorSource, kept: Container[str]) -> tuple[int, int]:

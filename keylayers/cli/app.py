@@ -21,6 +21,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     choosing.transfer,
     measuring.doctor,
     measuring.report,
+    measuring.verify,
     measuring.reproduce,
     measuring.league,
     acting.harden,

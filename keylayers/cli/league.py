@@ -25,7 +25,7 @@ def run_league(options: Mapping[str, Any]) -> None:
     from keylayers.recipes.league import play
     from keylayers.recipes.league_tables import introduction, picture_of, plain, tables
     from keylayers.report.standings import draw_standings
-    from keylayers.runs import open_run, write_json, write_text
+    from keylayers.runs import Given, open_run, write_json, write_text
     from keylayers.studies.pages import page
 
     league = _league(options, budgets)
@@ -33,7 +33,8 @@ def run_league(options: Mapping[str, Any]) -> None:
     for task in league.tasks:
         task.inputs.load_splits()  # bad data is known before anything is computed
     settings = {key: value for key, value in options.items() if key not in ("out", "processes", "fresh")}
-    with open_run(folder, "league", settings, fresh=options["fresh"]) as run:
+    given = Given((options["model"],), (*(options["data"] or ()), options["control"]))
+    with open_run(folder, "league", settings, given=given, fresh=options["fresh"]) as run:
         for played in play(league, run, options["processes"]):
             write_json(folder / FIGURES, json.loads(placeless(json.dumps({"games": plain(played)}))))
             text = placeless(page("The league of criteria", introduction(played), tables(played)))

@@ -60,6 +60,18 @@ def report(
     run_report(run, out)
 
 
+def verify(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, tuned models of runs, score files.")],
+) -> None:
+    """Read everything that a run stored and name each file that is not what was written.
+
+    Exit status 1 if a file is damaged.
+    """
+    from keylayers.cli.verify import run_verify
+
+    raise typer.Exit(run_verify(runs))
+
+
 def reproduce(
     paper: Annotated[str, typer.Argument(help=f"{', '.join(PAPERS)}.")],
     scale: Annotated[str, typer.Option(help="smoke (minutes), small (hours), full; ila: also masks.")] = "smoke",

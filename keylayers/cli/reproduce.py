@@ -179,13 +179,15 @@ def run_reproduce(paper: str, scale: str, out: Path | None, processes: int, fres
     say(f"{paper}, {scale}: {asks}; results in {folder}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_libraries()
+    from keylayers.recipes.places import given_of
     from keylayers.runs import open_run, write_json, write_text
 
     experiment = parts()
     asked = experiment.scale_of(scale)
     if lacking := experiment.lacks(asked):
         say(lacking)
-    with open_run(folder, f"reproduce {paper}", {"scale": scale}, fresh=fresh) as run:
+    given = given_of(asked)
+    with open_run(folder, f"reproduce {paper}", {"scale": scale}, given=given, fresh=fresh) as run:
         for study in experiment.reproduce(asked, run, processes):
             write_json(folder / "results.json", json.loads(placeless(json.dumps(experiment.plain(study)))))
             write_text(folder / "results.md", UNFINISHED + (text := placeless(experiment.page(study, scale))))

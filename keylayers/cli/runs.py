@@ -24,12 +24,12 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     _check_settled(options["stop_early"], options["settled"])
     note(f"scoring {options['model']} with {', '.join(names)}")
     quiet_libraries()
-    from keylayers.recipes.inputs import Inputs
+    from keylayers.recipes.inputs import Inputs, tuned_place
     from keylayers.recipes.score import score
     from keylayers.recipes.score_request import ScoreRequest
     from keylayers.recipes.settling import StopEarly, settling_of
     from keylayers.recipes.settling_words import in_words
-    from keylayers.runs import files_given, open_run
+    from keylayers.runs import Given, open_run
     from keylayers.scores.files import save
     from keylayers.studies.settling import Rule
     from keylayers.training.adapters import LoraSettings
@@ -52,8 +52,9 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
         stop_early=StopEarly(rule) if options["stop_early"] else None,
     )
     folder, file = _score_place(options["out"], options["model"], options["data"])
-    files = files_given(options["data"], options["weights"], options["tuned"])
-    with open_run(folder, "score", {**asdict(request), "given": files}, fresh=options["fresh"]) as run:
+    tuned = None if options["tuned"] is None else tuned_place(options["tuned"])
+    given = Given((options["model"], options["weights"], tuned, options["sibling"]), (options["data"],))
+    with open_run(folder, "score", request, given=given, fresh=options["fresh"]) as run:
         results = score(request, run)
     if (decided := settling_of(folder)) is not None:
         say(in_words(decided))
@@ -81,7 +82,7 @@ def run_tune(options: dict[str, Any]) -> None:
     from keylayers.actions.tune import TuneSettings
     from keylayers.recipes.inputs import Inputs
     from keylayers.recipes.tune import COLUMNS, TuneRequest, compare_arms
-    from keylayers.runs import files_given, open_run, write_json
+    from keylayers.runs import Given, open_run, write_json
     from keylayers.training.adapters import LoraSettings
     from keylayers.training.train import TrainSettings
 
@@ -105,9 +106,9 @@ def run_tune(options: dict[str, Any]) -> None:
         seeds=options["seeds"],
     )
     folder = options["out"] or Path("runs") / f"tune-{_slug(options['model'])}-{_slug(options['data'])}"
-    files = files_given(options["data"], options["weights"])
-    settings = {**asdict(request), "scores": scores.sha256 if scores is not None else None, "given": files}
-    with open_run(folder, "tune", settings, fresh=options["fresh"]) as run:
+    settings = {**asdict(request), "scores": scores.sha256 if scores is not None else None}
+    given = Given((options["model"], options["weights"]), (options["data"],))
+    with open_run(folder, "tune", settings, given=given, fresh=options["fresh"]) as run:
         result = compare_arms(request, run, scores)
         write_json(folder / "comparison.json", asdict(result))
         if scores is not None:

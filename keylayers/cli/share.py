@@ -29,10 +29,10 @@ def run_share(options: dict[str, Any]) -> None:
     note(f"gain curve of {options['tuned']} over {options['model']} on {options['data']}, by {scores.criterion}")
     quiet_libraries()
     from keylayers.cli.runs import LOADING
-    from keylayers.recipes.inputs import Inputs
+    from keylayers.recipes.inputs import Inputs, tuned_place
     from keylayers.recipes.share import ShareRequest, choose_share, settings_of
     from keylayers.report.gain import draw_gain
-    from keylayers.runs import open_run, write_json
+    from keylayers.runs import Given, open_run, write_json
 
     names = ("model", "data", "weights", "max_length", "held_out", "template", "bad_share", *LOADING)
     inputs = Inputs(**{name: options[name] for name in names}, columns=pairs(options["columns"], "--column"))
@@ -47,7 +47,8 @@ def run_share(options: dict[str, Any]) -> None:
     )
     settings = settings_of(request, scores)
     folder = options["out"] or Path("runs") / f"share-{Path(options['scores']).stem}-{_digest(settings)}"
-    with open_run(folder, "share", settings, fresh=options["fresh"]) as run:
+    given = Given((options["model"], options["weights"], tuned_place(options["tuned"])), (options["data"],))
+    with open_run(folder, "share", settings, given=given, fresh=options["fresh"]) as run:
         result = choose_share(request, run, scores)
         write_json(folder / "share.json", {"format": "keylayers/share/1", "policy": result.policy, **asdict(result)})
         draw_gain(result.calibration, result.k, within, folder)

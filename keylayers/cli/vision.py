@@ -20,15 +20,15 @@ def run_screen(options: dict[str, Any]) -> None:
     quiet_libraries()
     from keylayers.actions.screen import ScreenSettings
     from keylayers.recipes.screening import ScreenRequest, screen_stream
-    from keylayers.runs import files_given, open_run, write_json
+    from keylayers.runs import Given, open_run, write_json
 
     threshold: Any = "conformal" if options["tau"] is None else "tau"
     tau = 2.5 if options["tau"] is None else options["tau"]
     settings = ScreenSettings(threshold, alpha, options["per_class"], tau)
     request = ScreenRequest(_inputs(options, "clean"), options["data"], options["layers"], settings)
     folder = options["out"] or Path("runs") / "screen"
-    files = files_given(options["weights"], options["clean"], options["data"])
-    with open_run(folder, "screen", {**asdict(request), "given": files}, fresh=options["fresh"]) as run:
+    given = Given(_network(options), (options["clean"], options["data"]))
+    with open_run(folder, "screen", request, given=given, fresh=options["fresh"]) as run:
         found = screen_stream(request, run)
         stated = {
             "images": found.images,
@@ -54,7 +54,7 @@ def run_cleanse(options: dict[str, Any]) -> None:
     quiet_libraries()
     from keylayers.actions.cleanse import Cleanse
     from keylayers.recipes.cleansing import CleanseRequest, cleanse_network
-    from keylayers.runs import files_given, open_run, write_json
+    from keylayers.runs import Given, open_run, write_json
     from keylayers.training.images import ImageTraining
 
     training = ImageTraining(options["epochs"], options["batch_size"], options["lr"], seed=options["seed"])
@@ -68,8 +68,8 @@ def run_cleanse(options: dict[str, Any]) -> None:
         options["attack_target"],
     )
     folder = options["out"] or Path("runs") / "cleanse"
-    files = files_given(options["weights"], options["clean"], options["attacked"])
-    with open_run(folder, "cleanse", {**asdict(request), "given": files}, fresh=options["fresh"]) as run:
+    given = Given(_network(options), (options["clean"], options["attacked"]))
+    with open_run(folder, "cleanse", request, given=given, fresh=options["fresh"]) as run:
         found = cleanse_network(request, run)
         write_json(folder / "results.json", asdict(found))
     if found.scores is not None:
@@ -105,7 +105,7 @@ def run_harden(options: dict[str, Any]) -> None:
     from keylayers.maths.attacks import Ball
     from keylayers.measures.attacks import Pgd
     from keylayers.recipes.hardening import HardenRequest, harden_network
-    from keylayers.runs import files_given, open_run, write_json
+    from keylayers.runs import Given, open_run, write_json
     from keylayers.scores import load_scores
     from keylayers.training.images import ImageTraining
 
@@ -123,9 +123,9 @@ def run_harden(options: dict[str, Any]) -> None:
         _inputs(options, "data"), options["select"], options["granularity"], options["reselect"] > 0, settings
     )
     folder = options["out"] or Path("runs") / "harden"
-    files = files_given(options["weights"], options["data"], options["scores"])
-    asked = {**asdict(request), "scores": options["scores"], "given": files}
-    with open_run(folder, "harden", asked, fresh=options["fresh"]) as run:
+    asked = {**asdict(request), "scores": options["scores"]}
+    given = Given(_network(options), (options["data"], options["scores"]))
+    with open_run(folder, "harden", asked, given=given, fresh=options["fresh"]) as run:
         found = harden_network(request, run, scores)
         write_json(folder / "results.json", asdict(found))
     say("\n".join(f"from epoch {epoch + 1}: {_some(names)}" for epoch, names in found.selections))
@@ -174,6 +174,12 @@ def _named(options: dict[str, Any], key: str) -> dict[str, Any]:
             what = "the network" if name == "model" else "labelled images"
             raise BadInput(f"Missing option '--{name}': name {what} (--{name} {EXAMPLES[name]}).")
     return options
+
+
+def _network(options: dict[str, Any]) -> tuple[str | Path | None, ...]:
+    """The model, its weights, and the file beside them that says what is suppressed."""
+    weights = options["weights"]
+    return (options["model"], weights, None if weights is None else Path(weights).with_suffix(".json"))
 
 
 def _inputs(options: dict[str, Any], key: str) -> Any:

@@ -1,15 +1,11 @@
 """Several files that belong together: all in their places, or none."""
 
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from keylayers.errors import BadInput
-from keylayers.runs import write_text
-from keylayers.runs.atomic import TEMPORARY
+from keylayers.files.replacing import replacing
 
 
 def write_files(folder: Path, texts: Mapping[str, str], overwrite: bool = False) -> list[Path]:
@@ -24,19 +20,13 @@ def write_files(folder: Path, texts: Mapping[str, str], overwrite: bool = False)
     _check(folder, places, overwrite)
     present = {place for place in places if place.exists()}
     missing = [parent for parent in {up for place in places for up in place.parents} if not parent.exists()]
-    staged = folder / f".export.{secrets.token_hex(4)}{TEMPORARY}"
     done = False
     try:
-        for name, text in texts.items():
-            write_text(staged / name, text)
-        for place, name in zip(places, texts, strict=True):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(staged / name, place)
+        with ExitStack() as written:  # at its end each is renamed into its place
+            for place, text in places.items():
+                written.enter_context(replacing(place)).write_bytes(text.encode())
         done = True
-    except OSError as error:
-        raise BadInput(f"cannot write into {str(folder)!r}: {error.strerror}; give --out another folder") from error
     finally:
-        shutil.rmtree(staged, ignore_errors=True)
         if not done:
             _take_back([place for place in places if place not in present], missing)
     return list(places)

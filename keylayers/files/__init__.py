@@ -1,4 +1,5 @@
-"""Files as strangers write them: only regular ones are opened, only so much is unpacked, every failure is explained."""
+"""Files: strangers' are opened with care and every failure is explained; what they hold is known by digest; ours are
+written whole or not at all. Knows no model."""
 
 from keylayers.files.foreign import explained, reason
 from keylayers.files.printable import printable

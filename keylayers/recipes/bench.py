@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from keylayers.layers.deltas import Deltas
@@ -13,6 +14,7 @@ from keylayers.models import deltas_of
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.inputs import Inputs, Prepared, prepare_data
 from keylayers.runs import digest
+from keylayers.runs.seals import check_seal
 from keylayers.training.adapters import LoraSettings
 from keylayers.training.train import TrainSettings
 
@@ -59,9 +61,14 @@ class Bench:
         wanted = set(names)
         return [layer for layer in self.layers if layer.name in wanted]
 
-    def deltas(self, folder: str) -> Deltas:
-        """What a training stored there changed."""
-        return deltas_of(self.loaded.model, folder, self.layers)
+    def deltas(self, folder: str, layers: Sequence[Layer] | None = None) -> Deltas:
+        """What a training stored there changed, by layers, the task's own where none are given.
+
+        Raises:
+            BadInput: if what is stored there is damaged.
+        """
+        check_seal(Path(folder), "start this study over with --fresh")
+        return deltas_of(self.loaded.model, folder, self.layers if layers is None else layers)
 
     def losses(self, model: Any) -> dict[str, Any]:
         """Loss on the calibration, test and control records, nats per token."""

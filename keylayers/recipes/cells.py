@@ -18,7 +18,6 @@ from keylayers.layers.naming import named_layers
 from keylayers.layers.restoring import restored
 from keylayers.layers.tensors import tensors_in_memory
 from keylayers.measures.accuracy import greedy_matches
-from keylayers.models import deltas_of
 from keylayers.recipes.bench import Bench, bench
 from keylayers.recipes.score_request import settings_of
 from keylayers.runs import digest, versions
@@ -108,7 +107,7 @@ def score(
     evidence = Evidence(
         model=place.loaded.model,
         weights=tensors_in_memory(place.loaded.model, place.loaded.source) if "weights" in chosen.needs else None,
-        deltas=None if adapter is None else deltas_of(place.loaded.model, str(folder / adapter), scored),
+        deltas=None if adapter is None else place.deltas(str(folder / adapter), scored),
         data=batches(calibration, size, shuffle=False),
         training=Collated.of(place.data.train, size),
         granularity=granularity or "linear",

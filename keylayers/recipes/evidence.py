@@ -20,6 +20,7 @@ from keylayers.recipes.score_request import ScoreRequest
 from keylayers.recipes.settling import learn_until_settled
 from keylayers.recipes.unloaded import unloaded
 from keylayers.runs import RunFolder, note, progress, versions
+from keylayers.runs.seals import check_seal
 from keylayers.scores import Provenance
 from keylayers.training.stage_one import ADAPTER, learn_deltas
 from keylayers.training.states import forget
@@ -67,6 +68,10 @@ def deltas_for(
     stored = run.path / STAGE_ONE
     if run.has_part(STAGE_ONE):
         forget(stored)
+        part = run.path / "parts" / f"{STAGE_ONE}.json"
+        check_seal(
+            stored / ADAPTER, f"start over with --fresh, or delete {str(part)!r} to have stage 1 alone trained again"
+        )
         return deltas_of(loaded.model, stored / ADAPTER, layers)
     assert data is not None
     adapted = named_layers(loaded.model, "linear")

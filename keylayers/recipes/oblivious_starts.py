@@ -12,6 +12,7 @@ from keylayers.layers.naming import named_layers
 from keylayers.measures.loss import example_losses
 from keylayers.recipes.bench import Bench
 from keylayers.runs import digest
+from keylayers.runs.seals import sealed_folder
 from keylayers.scores import Selection
 from keylayers.world import datasets
 
@@ -57,6 +58,7 @@ def start(place: Bench, folder: Path, *, data: str, seed: int, lr: float) -> dic
     after = example_losses(loaded.model, asked).mean
     own_place = Path("starts") / f"{task.name}-{digest([task.fields(), data, seed, lr])[:12]}"
     network: Any = loaded.model
-    network.save_pretrained(str(folder / own_place))
-    loaded.tokenizer.save_pretrained(str(folder / own_place))
+    with sealed_folder(folder / own_place) as stored:
+        network.save_pretrained(str(stored))
+        loaded.tokenizer.save_pretrained(str(stored))
     return {"model": str(own_place), "before": before, "after": after, "seconds": log.seconds}

@@ -18,7 +18,7 @@ from keylayers.measures.loss import ExampleLosses, example_losses
 from keylayers.models import deltas_of
 from keylayers.recipes.inputs import Inputs, prepare_data, tuned_place
 from keylayers.recipes.tune import check_scores_fit
-from keylayers.runs import RunFolder, digest, note, progress, read_run
+from keylayers.runs import RunFolder, note, progress, read_run
 from keylayers.scores import LayerScores, select
 from keylayers.scores.random_draws import draw_kinds
 from keylayers.settings import Count, Inside, Natural, Seed, Settings
@@ -110,11 +110,8 @@ def choose_share(request: ShareRequest, run: RunFolder, scores: LayerScores) -> 
 
 
 def settings_of(request: ShareRequest, scores: LayerScores) -> dict[str, Any]:
-    """What tells one run from another; a tuned model that was trained anew in the same place makes another run."""
-    place = Path(tuned_place(request.tuned))
-    files = [place] if place.is_file() else sorted(place.glob("*.safetensors"))
-    stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    return {**asdict(request), "scores": scores.sha256, "tuned_files": digest(stamps)}
+    """What tells one run from another, beside the contents of what is read."""
+    return {**asdict(request), "scores": scores.sha256}
 
 
 def _search(

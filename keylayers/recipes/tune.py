@@ -22,6 +22,7 @@ from keylayers.models.loading import LoadedModel
 from keylayers.recipes.comparison import COLUMNS, Arm, Comparison, with_interval
 from keylayers.recipes.inputs import Inputs, Prepared, prepare_data
 from keylayers.runs import RunFolder, digest, note, progress
+from keylayers.runs.seals import sealed_folder
 from keylayers.scores import LayerScores, Selection, select
 from keylayers.scores.caveats import caveats
 from keylayers.settings import Count, Positive, Settings
@@ -268,17 +269,14 @@ class _Work:
 
 
 def _store(model: Any, tokenizer: Any, method: str, folder: Path) -> None:
-    """The tuned model as peft or transformers store it; the folder appears whole or not at all."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    if method == "full":
-        model.save_pretrained(partial)
-    else:
-        save_adapter(model, partial)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    """The tuned model as peft or transformers store it, sealed; the folder appears whole or not at all."""
+    with sealed_folder(folder) as partial:
+        if method == "full":
+            model.save_pretrained(partial)
+        else:
+            save_adapter(model, partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
 
 
 def _name(policy: str, seed: int, rate: float) -> str:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from keylayers.errors import BadInput
+from keylayers.files.replacing import replacing
 
 MARK, FRAME = "#00458f", "#d0401c"
 STYLE: dict[Any, Any] = {
@@ -39,9 +39,7 @@ def picture() -> Iterator[Any]:
 
 def saved(figure: Any, path: Path) -> Path:
     """Writes a picture, the same bytes for the same figure; its place. Raises BadInput if it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    except OSError as error:
-        raise BadInput(f"cannot write the picture {path}: {error.strerror}") from error
+    kind = path.suffix.removeprefix(".")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format=kind or None, metadata={"Date": None} if kind == "svg" else None)
     return path

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from keylayers.errors import BadInput
+from keylayers.files.replacing import replacing
 from keylayers.report.words import printable
 from keylayers.scores.scores import LayerScores
 
@@ -34,6 +35,8 @@ def heatmap(scores: Sequence[LayerScores], labels: Sequence[str], path: Path) ->
     """
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise BadInput(f"--plot {path}: expected a name that ends in .svg, .png or .pdf.")
+    if not path.parent.is_dir():
+        raise BadInput(f"--plot {path}: cannot write there, for its folder does not exist; give one that does.")
     import matplotlib
 
     matplotlib.use("agg")
@@ -74,8 +77,8 @@ def _draw(pyplot: Any, scores: Sequence[LayerScores], labels: Sequence[str], pat
     for panel in panels[count:]:
         panel.axis("off")
     try:
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-    except OSError as error:
-        raise BadInput(f"cannot write the picture {path}: {error.strerror}.") from error
+        with replacing(path) as temporary:
+            kind = path.suffix.removeprefix(".")
+            figure.savefig(temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
     finally:
         pyplot.close(figure)

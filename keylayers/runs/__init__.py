@@ -1,18 +1,20 @@
 """Run folders: settings, provenance, atomic and verified files, locks, resume, progress."""
 
+from keylayers.files.digests import file_sha256
 from keylayers.runs.atomic import read_json, read_tensors, write_json, write_tensors, write_text
 from keylayers.runs.checkpoint import Checkpoint
 from keylayers.runs.folder import RunFolder, open_run, read_run
+from keylayers.runs.given import Given
 from keylayers.runs.log import read_log
 from keylayers.runs.progress import note, progress
-from keylayers.runs.provenance import digest, file_sha256, files_given, git_commit, machine, plain, versions
+from keylayers.runs.provenance import digest, git_commit, machine, plain, versions
 
 __all__ = [
     "Checkpoint",
+    "Given",
     "RunFolder",
     "digest",
     "file_sha256",
-    "files_given",
     "git_commit",
     "machine",
     "note",

@@ -4,24 +4,18 @@ The checksum lies inside the file (a last key of the JSON object, an entry of th
 publishes both at once and no moment exists at which they disagree.
 """
 
-import errno
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keylayers.errors import BadInput
+from keylayers.files.replacing import replacing
 from keylayers.runs.provenance import canonical_json, digest, plain
 
 if TYPE_CHECKING:
     import torch
-
-TEMPORARY = ".tmp"
-"""Suffix of files being written; one found later was left by a killed process and may be deleted."""
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -30,11 +24,8 @@ def write_text(path: str | Path, text: str) -> None:
     Raises:
         BadInput: folder not writable, disk full; nothing is left behind.
     """
-    payload = text.encode()
-    with _replacing(Path(path)) as temporary:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with open(descriptor, "wb") as file:
-            file.write(payload)
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(text.encode())
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
@@ -86,7 +77,7 @@ def write_tensors(
         whole[name] = own
     text = canonical_json(meta or {})
     header = {"meta": text, "sha256": _tensors_digest(whole, text)}
-    with _replacing(Path(path)) as temporary:
+    with replacing(Path(path)) as temporary:
         save_file(whole, temporary, metadata=header)
 
 
@@ -112,54 +103,6 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str,
     if _tensors_digest(tensors, header["meta"]) != header["sha256"]:
         raise _damaged(path, "does not match its sha256")
     return tensors, json.loads(header["meta"])
-
-
-def remove_leftovers(folder: Path) -> int:
-    """Deletes the files that killed processes left half-written below the folder; returns their number."""
-    leftovers = [path for path in folder.rglob(f".*{TEMPORARY}") if path.is_file()]
-    for path in leftovers:
-        path.unlink(missing_ok=True)
-    return len(leftovers)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; afterwards syncs it and renames it into place, or leaves nothing."""
-    from safetensors import SafetensorError
-
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)  # the rename itself
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"cannot write {str(path)!r}: {_why(error)}") from error
-    finally:
-        with suppress(OSError):  # renamed already, or never made
-            temporary.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _why(error: Exception) -> str:
-    number = getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
-        return (
-            "the disk is full; free some space or give --out a folder on another disk, then run the same command again"
-        )
-    if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return "a file is in the place of a folder, or a folder in the place of the file; give --out another folder"
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "the folder is not writable; change its permissions or give --out another folder"
-    return f"{getattr(error, 'strerror', None) or error}; give --out another folder"
 
 
 def _damaged(path: Path, what: str) -> BadInput:

@@ -6,7 +6,6 @@ checkpoints/     the last two states of each loop              .lock            
 """
 
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keylayers.errors import BadInput
-from keylayers.runs.atomic import read_json, read_tensors, remove_leftovers, write_json, write_tensors
+from keylayers.files.digests import Content
+from keylayers.files.replacing import remove_leftovers
+from keylayers.runs.atomic import read_json, read_tensors, write_json, write_tensors
 from keylayers.runs.checkpoint import Checkpoint
+from keylayers.runs.clearing import RECORD, clear, is_run, results
+from keylayers.runs.given import Given
 from keylayers.runs.lock import locked
 from keylayers.runs.log import append_event, read_log
 from keylayers.runs.progress import note
@@ -29,8 +32,8 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = "keylayers/run/1"
-FILES = "given."
-"""Where settings have the digests of files that were given (`files_given`)."""
+GIVEN = "given"
+"""Where settings have the digests of what was given."""
 
 
 @dataclass(frozen=True)
@@ -84,23 +87,27 @@ class RunFolder:
 
 
 @contextmanager
-def open_run(path: str | Path, command: str, settings: Any, *, fresh: bool = False) -> Iterator[RunFolder]:
+def open_run(
+    path: str | Path, command: str, settings: Any, *, given: Given | None = None, fresh: bool = False
+) -> Iterator[RunFolder]:
     """Creates the run folder, or resumes it where it holds the same command with the same settings.
 
     On leaving, run.json says `finished`; on an error `failed`; on Ctrl-C or SIGTERM `interrupted`, and standard error
     says how to resume; each is raised on. A killed process (SIGKILL, power) leaves `running` and is resumed likewise.
-    `settings` is a dataclass or a mapping, under whose `given` the digests of given files are (`files_given`); `fresh`
-    empties a run folder first (never a folder that is not one).
+    `settings` is a dataclass or a mapping; `given` are the models and data that the run reads, whose contents become
+    settings, too. `fresh` deletes what an earlier run wrote into the folder (never what is somebody else's).
 
     Raises:
-        BadInput: other settings than the stored ones (each difference is listed), a folder that another process uses,
-            that holds something else, that is damaged, or that cannot be written.
+        BadInput: other settings or contents than the stored ones (each difference is listed), a folder that another
+            process uses, that holds something else, that is damaged, or that cannot be written.
     """
     folder = Path(path)
     record = {"format": FORMAT, "command": command, "settings": plain(settings)}
     _make(folder)
     _refuse_foreign(folder)
     with locked(folder):
+        if given is not None:
+            record = _with_contents(record, given, folder)
         earlier = _prepare(folder, record, fresh)
         began, sessions = time.monotonic(), (earlier or {}).get("sessions", [])
         session: dict[str, Any] = {
@@ -127,7 +134,7 @@ def open_run(path: str | Path, command: str, settings: Any, *, fresh: bool = Fal
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             _record_end(store, run, status, f"{type(error).__name__}: {error}"[:2000])
             if status == "interrupted":
-                kept = f"what is finished is kept in {folder}" if _results(folder) else "nothing was finished yet"
+                kept = f"what is finished is kept in {folder}" if results(folder) else "nothing was finished yet"
                 note(f"interrupted; {kept}. To resume: {_same_command()}")
             raise
         store("finished")
@@ -151,9 +158,14 @@ def _make(folder: Path) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """A folder with files but no run.json is someone's; nothing in it is touched, whatever `fresh` says."""
+    """A folder with files but no run.json of ours is someone's; nothing in it is touched, whatever `fresh` says."""
     names = sorted(entry.name for entry in folder.iterdir())
-    foreign = [name for name in names if name != ".lock" and not name.startswith(".run.json.")]
+    foreign = [name for name in names if name not in RECORD and not name.startswith((".run.json.", ".lock."))]
+    if "run.json" in names and not is_run(folder):
+        raise BadInput(
+            f"{str(folder)!r} holds a run.json that keylayers did not write, so it is no run folder; expected one, or "
+            "an empty or new folder: give --out another name"
+        )
     if foreign and "run.json" not in names:
         raise BadInput(
             f"{str(folder)!r} holds {', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''} but no run.json; "
@@ -161,18 +173,34 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
+def _with_contents(record: dict[str, Any], given: Given, folder: Path) -> dict[str, Any]:
+    """The record with the contents of what was given; files that nothing touched since the last session are not read
+    again."""
+    try:
+        earlier = read_run(folder) if is_run(folder) else {}
+    except BadInput:
+        earlier = {}  # damaged: whether that matters is asked later
+    known, stamps = (earlier.get("settings") or {}).get(GIVEN) or {}, earlier.get("stamps") or {}
+    found = given.contents({name: Content(sha, tuple(stamps.get(name, ()))) for name, sha in known.items()})
+    settings = record["settings"] | {GIVEN: {name: content.sha256 for name, content in found.items()}}
+    return record | {"settings": settings, "stamps": {name: list(content.stamp) for name, content in found.items()}}
+
+
 def _prepare(folder: Path, record: dict[str, Any], fresh: bool) -> dict[str, Any] | None:
     """Makes the folder ready; the earlier record where there is one to resume."""
-    ours = folder / "run.json"
     remove_leftovers(folder)
-    if not ours.exists():
+    if not (folder / "run.json").exists():
         return None
-    earlier = None if fresh else read_json(ours)
+    earlier = None if fresh else _record_of(folder)
     if earlier is None or earlier["status"] == "clearing":
         _clear(folder, record)
         return None
-    if differences := list(_differences(_comparable(earlier), _comparable(record))):
-        if earlier["status"] != "finished" and not _results(folder):
+    now = record
+    if GIVEN in record["settings"] and GIVEN not in (earlier.get("settings") or {}):
+        note(f"the run in {folder} began before contents were recorded; what it was given is taken to be unchanged")
+        now = record | {"settings": {key: value for key, value in record["settings"].items() if key != GIVEN}}
+    if differences := list(_differences(_comparable(earlier), _comparable(now))):
+        if earlier["status"] != "finished" and not results(folder):
             _clear(folder, record)  # after a mistyped name, say: nothing is lost, and nothing to be resumed
             return None
         if earlier.get("command") != record["command"]:
@@ -190,28 +218,27 @@ def _prepare(folder: Path, record: dict[str, Any], fresh: bool) -> dict[str, Any
     return earlier
 
 
-def _results(folder: Path) -> bool:
-    """Whether a run left anything but its record."""
-    return any(entry.name not in ("run.json", "log.jsonl", ".lock") for entry in folder.iterdir())
+def _record_of(folder: Path) -> dict[str, Any]:
+    try:
+        return read_run(folder)
+    except BadInput as error:
+        raise BadInput(
+            f"{str(folder / 'run.json')!r} is damaged, so what the run was asked is not known; give --out another "
+            "folder, or --fresh to delete that run"
+        ) from error
 
 
 def _clear(folder: Path, record: dict[str, Any]) -> None:
-    """Empties a run folder; killed half-way, the next opening goes on emptying it."""
+    """Empties a run folder of its run; killed half-way, the next opening goes on emptying it."""
     write_json(folder / "run.json", record | {"status": "clearing", "sessions": []})
-    try:
-        for entry in folder.iterdir():
-            if entry.name in (".lock", "run.json"):
-                continue
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
-    except OSError as error:
-        raise BadInput(f"cannot empty {str(folder)!r}: {error.strerror}; give --out another folder") from error
+    if kept := clear(folder):
+        note(f"kept in {folder}, since no run wrote it: {', '.join(kept[:5])}{' ...' if len(kept) > 5 else ''}")
 
 
 def _comparable(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {"format": record.get("format"), "command": record.get("command"), **_flat(record.get("settings") or {})}
+    settings = dict(record.get("settings") or {})
+    contents = {f"{GIVEN}: {name}": sha for name, sha in (settings.pop(GIVEN, None) or {}).items()}
+    return {"format": record.get("format"), "command": record.get("command"), **_flat(settings), **contents}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -223,16 +250,24 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
     for key in sorted({*stored, *given}):
-        if key not in stored:
+        if key.startswith(f"{GIVEN}: "):
+            yield from _other_content(key[len(GIVEN) + 2 :], stored.get(key), given.get(key))
+        elif key not in stored:
             yield f"{key}: not stored, given {given[key]!r}"
-        elif key not in given and key.startswith(FILES):
-            yield f"{key[len(FILES) :]}: is no longer there"
         elif key not in given:
             yield f"{key}: stored {stored[key]!r}, not given"
-        elif stored[key] != given[key] and key.startswith(FILES):
-            yield f"{key[len(FILES) :]}: its content is not what it was when the run began"
         elif stored[key] != given[key]:
             yield f"{key}: stored {stored[key]!r}, given {given[key]!r}"
+
+
+def _other_content(name: str, stored: str | None, now: str | None) -> Iterator[str]:
+    """What is to be said of a file or hub id; an empty digest is a commit that could not be told, offline say."""
+    if stored is None:
+        yield f"{name}: was not there when the run began"
+    elif now is None:
+        yield f"{name}: is no longer there"
+    elif stored != now and stored and now:
+        yield f"{name}: its content is not what it was when the run began"
 
 
 def _record_end(store: Callable[..., None], run: RunFolder, status: str, error: str) -> None:

@@ -4,11 +4,16 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from keylayers.errors import BadInput
+from keylayers.files.digests import json_sha256
 from keylayers.runs.provenance import plain
+
+SUM, DIGITS = "sha256", 16
+"""Last key of a line, and how many digits of the sha256 of the others it holds: enough to see damage."""
 
 
 def append_event(path: Path, event: str, values: dict[str, Any]) -> None:
@@ -17,7 +22,7 @@ def append_event(path: Path, event: str, values: dict[str, Any]) -> None:
     A loss that stopped being a number is worth logging: non-finite numbers are written as text ("nan", "inf").
     """
     record = {"time": round(time.time(), 3), "event": event} | {key: _loggable(value) for key, value in values.items()}
-    line = json.dumps(record, allow_nan=False) + "\n"
+    line = json.dumps(record | {SUM: json_sha256(record)[:DIGITS]}, allow_nan=False) + "\n"
     try:
         with open(path, "a+b") as file:
             if end := file.seek(0, os.SEEK_END):
@@ -31,17 +36,31 @@ def append_event(path: Path, event: str, values: dict[str, Any]) -> None:
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
-    """The log's events in order; lines torn by a killed process are left out; no file, no events."""
-    events = []
-    path = Path(path)
+    """The log's events in order; lines that are torn or damaged are left out; no file, no events."""
+    return [event for event in _lines(Path(path)) if event is not None]
+
+
+def damaged_lines(path: str | Path) -> list[int]:
+    """Numbers, from 1, of the lines that are not as they were written: torn by a killed process, or damaged since."""
+    return [number for number, event in enumerate(_lines(Path(path)), start=1) if event is None]
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
+    """The event of every line that is not empty, None for one that is not whole."""
     for line in path.read_bytes().splitlines() if path.exists() else []:
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and "event" in event:
-            events.append(event)
-    return events
+        if line.strip():
+            yield _event(line)
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(event, dict) or "event" not in event:
+        return None
+    stated = event.pop(SUM, None)
+    return event if stated in (None, json_sha256(event)[:DIGITS]) else None
 
 
 def _loggable(value: Any) -> Any:

@@ -1,7 +1,6 @@
 """What a result was made from: canonical digests, package versions, the machine."""
 
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from keylayers.errors import BadInput
+from keylayers.files.digests import json_sha256
 
 PACKAGES = (
     "keylayers",
@@ -45,28 +45,7 @@ def canonical_json(value: Any) -> str:
 
 def digest(value: Any) -> str:
     """sha256 of the canonical JSON, 64 hexadecimal digits."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def file_sha256(path: str | Path) -> str:
-    """sha256 of a file's bytes, 64 hexadecimal digits, as `sha256sum` prints it."""
-    sha = hashlib.sha256()
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                sha.update(block)
-    except OSError as error:
-        raise BadInput(
-            f"cannot read {str(path)!r}: {error.strerror}; give a file that exists and is readable"
-        ) from error
-    return sha.hexdigest()
-
-
-def files_given(*sources: str | Path | None) -> dict[str, str]:
-    """sha256 of each source that is a file, for a run's settings; hub ids, folders and what is bundled have none."""
-    return {
-        str(one): file_sha256(Path(one).expanduser()) for one in sources if one and Path(one).expanduser().is_file()
-    }
+    return json_sha256(plain(value))
 
 
 @lru_cache(maxsize=1)

@@ -7,11 +7,12 @@ import numpy as np
 from keylayers.errors import BadScores, KeylayersError
 from keylayers.scores.json_files import (
     LAYER_FIELDS,
+    SEAL,
     Record,
-    json_text,
     layer_fields,
     read_json,
     read_layer,
+    sealed_text,
     write_atomically,
 )
 from keylayers.scores.provenance import Provenance
@@ -19,7 +20,7 @@ from keylayers.scores.scores import LayerScores, shown_names
 
 FORMAT = "keylayers/scores/1"
 REMEDY = "`keylayers score` writes such files; run it again, or use a version that knows this format"
-FIELDS = ("format", "criterion", "granularity", "ordinal", "model", "layers", "repeats", "groups", "provenance")
+FIELDS = ("format", "criterion", "granularity", "ordinal", "model", "layers", "repeats", "groups", "provenance", SEAL)
 PROVENANCE_FIELDS = ("data", "settings", "seed", "versions", "seconds", "device")
 
 
@@ -41,7 +42,7 @@ def save(scores: LayerScores, path: str | os.PathLike[str]) -> None:
         "groups": None if scores.groups is None else {name: row.tolist() for name, row in scores.groups.items()},
         "provenance": {name: getattr(origin, name) for name in PROVENANCE_FIELDS} | {"data": list(origin.data)},
     }
-    write_atomically(path, json_text(fields))
+    write_atomically(path, sealed_text(fields))
 
 
 def load(path: str | os.PathLike[str]) -> LayerScores:
@@ -49,7 +50,8 @@ def load(path: str | os.PathLike[str]) -> LayerScores:
 
     Raises:
         BadInput: if it is not whole, strict JSON. BadScores or UnknownName: if it is, but not a sound score file; the
-            text names the file, the field and what was expected.
+            text names the file, the field and what was expected. A file that is not what was written (its `sha256` is of
+            other content) is not sound.
     """
     top = read_json(path, (FORMAT, REMEDY), BadScores)
     top.only(FIELDS)
@@ -74,6 +76,7 @@ def load(path: str | os.PathLike[str]) -> LayerScores:
     except KeylayersError as problem:
         raise _naming_file(problem, path) from problem
     _check_intervals(scores, rows)
+    top.check_seal()
     return scores
 
 

@@ -2,14 +2,18 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 from keylayers.errors import BadInput, KeylayersError, UnknownName
+from keylayers.files.digests import json_sha256
+from keylayers.files.replacing import replacing
 from keylayers.layers.layer import Layer
+
+SEAL = "sha256"
+"""Field that holds the sha256 of the others; a file written by hand has none."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,15 @@ class Record:
             self.refuse(field, "a list of objects [{...}, ...]")
         return [Record(f"{self.where}, {field}[{i}]", one, self.error) for i, one in enumerate(value)]
 
+    def check_seal(self) -> None:
+        """Raises if the file states a sha256, and of other content: it is damaged, or was changed by hand."""
+        content = {name: value for name, value in self.values.items() if name != SEAL}
+        if self.has(SEAL) and not _is_of(self.values[SEAL], content):
+            raise self.error(
+                f"{self.where}: does not match its {SEAL}: damaged, or changed by hand; if the change is meant, delete "
+                f"the line {SEAL!r}, else write the file again"
+            )
+
     def has(self, field: str) -> bool:
         """Whether the field is there and not null."""
         return self.values.get(field) is not None
@@ -145,21 +158,19 @@ def write_atomically(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         BadInput: if the folder does not exist or cannot be written; nothing is left behind.
     """
-    target = Path(path)
-    try:
-        handle, part = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(part, 0o666 & ~_umask())  # mkstemp makes it private
-            os.replace(part, target)
-        except BaseException:
-            Path(part).unlink(missing_ok=True)
-            raise
-    except OSError as problem:
-        raise BadInput(f"{path}: cannot be written ({problem.strerror or problem}); name a folder that is") from problem
+    if not Path(path).parent.is_dir():
+        raise BadInput(f"{path}: cannot be written (its folder does not exist); name a folder that is there")
+    with replacing(Path(path)) as temporary:
+        temporary.write_bytes(text.encode())
+
+
+def sealed_text(fields: Mapping[str, Any]) -> str:
+    """The fields as JSON with, after the first, the sha256 of what they say, so that damage is seen when they are read.
+
+    It is a line that can be deleted and leaves JSON: a file that is changed by hand is then no longer checked.
+    """
+    first = next(iter(fields))
+    return json_text({first: fields[first], SEAL: json_sha256(json.loads(json_text(fields))), **fields})
 
 
 def json_text(fields: Mapping[str, Any]) -> str:
@@ -183,6 +194,13 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, allow_nan=False, ensure_ascii=False)
 
 
+def _is_of(sealed: Any, content: Mapping[str, Any]) -> bool:
+    try:
+        return bool(sealed == json_sha256(content))
+    except ValueError:  # a number beyond all floats, which was never written
+        return False
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -198,9 +216,3 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

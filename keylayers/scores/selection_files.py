@@ -5,12 +5,20 @@ import os
 import numpy as np
 
 from keylayers.errors import BadSelection, KeylayersError
-from keylayers.scores.json_files import LAYER_FIELDS, json_text, layer_fields, read_json, read_layer, write_atomically
+from keylayers.scores.json_files import (
+    LAYER_FIELDS,
+    SEAL,
+    layer_fields,
+    read_json,
+    read_layer,
+    sealed_text,
+    write_atomically,
+)
 from keylayers.scores.selection import Selection
 
 FORMAT = "keylayers/selection/1"
 REMEDY = "`save_selection` writes such files; write it again, or use a version that knows this format"
-FIELDS = ("format", "policy", "layers", "roles", "allow_empty", "allow_total", "provenance")
+FIELDS = ("format", "policy", "layers", "roles", "allow_empty", "allow_total", "provenance", SEAL)
 
 
 def save_selection(selection: Selection, path: str | os.PathLike[str]) -> None:
@@ -29,7 +37,7 @@ def save_selection(selection: Selection, path: str | os.PathLike[str]) -> None:
         "allow_total": selection.allow_total,
         "provenance": dict(selection.provenance),
     }
-    write_atomically(path, json_text(fields))
+    write_atomically(path, sealed_text(fields))
 
 
 def load_selection(path: str | os.PathLike[str]) -> Selection:
@@ -49,7 +57,7 @@ def load_selection(path: str | os.PathLike[str]) -> Selection:
         next(row for row in rows if not row.has("weight")).refuse("weight", "a number, as other layers have one")
     roles = top.record("roles") if top.has("roles") else None
     try:
-        return Selection(
+        selection = Selection(
             layers=tuple(read_layer(row) for row in rows),
             mask=np.array([row.flag("chosen") for row in rows], dtype=np.bool_),
             policy=top.text("policy"),
@@ -61,3 +69,5 @@ def load_selection(path: str | os.PathLike[str]) -> Selection:
         )
     except KeylayersError as problem:
         raise (problem if str(path) in str(problem) else BadSelection(f"{path}: {problem}")) from problem
+    top.check_seal()
+    return selection

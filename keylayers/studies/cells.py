@@ -2,11 +2,12 @@
 
 import gc
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
 from keylayers.errors import BadInput
@@ -105,18 +106,32 @@ def _worked(work: Work, fields: Fields) -> Mapping[str, Any]:
 def workers(processes: int) -> Iterator[Executor | None]:
     """Processes for several `run_cells`, one thread each: many small computations side by side beat one spread thin.
 
-    None for one process, where this one serves. An error or an interrupt ends them at once, whatever they compute.
+    None for one process, where this one serves. An error or an interrupt ends them at once, whatever they compute; so
+    does the end of this process, however it ends.
     """
     if processes <= 1:
         yield None
         return
-    with _one_thread_each(), ProcessPoolExecutor(processes, get_context("spawn")) as pool:
+    with _one_thread_each(), ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
         try:
             yield pool
         except BaseException:
             for process in list((pool._processes or {}).values()):
                 process.terminate()  # else an interrupt waits for the longest cell
             raise
+
+
+def _end_with_parent() -> None:
+    """In a process of its own: ends it when the one that started it is gone (killed, say), whatever it computes."""
+    parent = parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="ends with its parent", daemon=True).start()
 
 
 @contextmanager

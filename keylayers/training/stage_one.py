@@ -10,6 +10,7 @@ from keylayers.data.tokenise import Examples
 from keylayers.layers.adapted import deltas_from_adapter
 from keylayers.layers.deltas import Deltas
 from keylayers.layers.layer import Layer
+from keylayers.runs.seals import sealed_folder
 from keylayers.training.adapters import LoraSettings, attach_lora, restored, save_adapter
 from keylayers.training.train import Report, TrainLog, TrainSettings, train
 
@@ -34,14 +35,15 @@ def learn_deltas(
     """Deltas after LoRA training of these layers, and the training's log; the model is left as it was.
 
     The deltas are grouped by the `scored` layers (blocks, experts), by default the trained ones. With a folder, the
-    training resumes there; its adapter is stored under `adapter/` in peft's own format.
+    training resumes there; its adapter is stored under `adapter/` in peft's own format, sealed.
     """
     settings = settings or TrainSettings()
     with restored(model):
         adapted = attach_lora(model, layers, lora or LoraSettings(), settings.seed)
         log = train(adapted, examples, settings, folder=folder, report=report)
         if folder is not None:
-            save_adapter(adapted, folder / ADAPTER)
+            with sealed_folder(folder / ADAPTER) as place:
+                save_adapter(adapted, place)
         return deltas_from_adapter(adapted, layers if scored is None else scored), log
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput
-from keylayers.runs import file_sha256, note, read_json, read_tensors, write_json, write_tensors
+from keylayers.files.replacing import sync
+from keylayers.runs import note, read_tensors, write_tensors
+from keylayers.runs.seals import SEAL, damage, seal
 
 TENSORS = "trainable.safetensors"
-SEAL = "whole.json"
 
 
 def changing_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -60,10 +61,11 @@ def read_history(state: Path) -> tuple[int, list[dict[str, Any]]]:
     return stored["global_step"], stored["log_history"]
 
 
-def seal(state: Path) -> None:
-    """Marks a state as whole by the digests of its files; written last, all at once."""
-    files = sorted(path for path in state.rglob("*") if path.is_file() and path.name != SEAL)
-    write_json(state / SEAL, {"files": {str(path.relative_to(state)): file_sha256(path) for path in files}})
+def seal_state(state: Path) -> None:
+    """Marks a state as whole by the digests of its files; written last, all at once, when they are on the disk."""
+    for path in state.rglob("*"):
+        sync(path)
+    seal(state)
 
 
 def newest_whole(folder: Path) -> Path | None:
@@ -91,10 +93,4 @@ def _states(folder: Path) -> list[Path]:
 def _damage(state: Path) -> str | None:
     if not (state / SEAL).exists():
         return "the process was stopped while it was written"
-    try:
-        for name, digest in read_json(state / SEAL)["files"].items():
-            if file_sha256(state / name) != digest:
-                return f"{name} is damaged"
-    except BadInput as problem:
-        return str(problem)
-    return None
+    return next((f"{name} {what}" for name, what in damage(state).items()), None)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from keylayers.data.batches import collate
 from keylayers.data.tokenise import Examples
 from keylayers.errors import BadInput, Diverged
+from keylayers.files.replacing import writing
 from keylayers.layers.structure import unwrap
 from keylayers.settings import Count, NotNegative, Positive, Seed, Settings, Share
 from keylayers.training.memory import peak_bytes, reset_peak
 from keylayers.training.sampling import LikeLengths, padding
-from keylayers.training.states import load_tensors, newest_whole, read_history, save_tensors, seal
+from keylayers.training.states import load_tensors, newest_whole, read_history, save_tensors, seal_state
 
 Report = Callable[[int, int, float], None]
 """(steps done, steps in all, loss)."""
@@ -173,7 +174,7 @@ def _trainer(
 
         def on_save(self, args: Any, state: Any, control: Any, **other: Any) -> None:
             if state.is_world_process_zero:
-                seal(place / f"checkpoint-{state.global_step}")
+                seal_state(place / f"checkpoint-{state.global_step}")
 
     class Watched(Trainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> LikeLengths:
@@ -189,6 +190,10 @@ def _trainer(
                     f"lower the learning rate (--lr, now {settings.learning_rate:g}) or check the data."
                 )
             return value
+
+        def _save_checkpoint(self, *args: Any, **options: Any) -> None:
+            with writing(place):
+                super()._save_checkpoint(*args, **options)
 
         def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
             if state_dict is not None:  # sharded over processes: theirs to gather

@@ -272,20 +272,18 @@ def test_the_same_export_again_is_no_conflict_and_overwrite_replaces(cli, scores
 
 
 def test_a_disk_that_fills_up_leaves_nothing(cli, scores, monkeypatch, tmp_path):
-    from keylayers.exports import files as writing
+    real, written = os.fsync, []
 
-    real, written = writing.write_text, []
-
-    def full_at_second(path, text):
+    def full_at_second(descriptor):
         if written:
             raise OSError(28, "No space left on device")
-        written.append(path)
-        real(path, text)
+        written.append(descriptor)
+        real(descriptor)
 
-    monkeypatch.setattr(writing, "write_text", full_at_second)
+    monkeypatch.setattr(os, "fsync", full_at_second)
     before = files(tmp_path)
     result = cli("export", scores, "--to", "peft", "--to", "trl", "--out", "new/out")
-    assert written and result.code == 2 and "cannot write into 'new/out': No space left on device" in result.err
+    assert written and result.code == 2 and "cannot write 'new/out/" in result.err and "disk is full" in result.err
     assert files(tmp_path) == before and not (tmp_path / "new").exists()
 
 
@@ -295,14 +293,14 @@ def test_files_put_in_place_before_a_failure_are_taken_back_and_others_stay(cli,
     (tmp_path / "out" / "mine.txt").write_text("kept")
 
     def failing(source, place):
-        if Path(place).name == "trl.yaml" and Path(place).parent == Path("out/trl"):
-            assert Path("out/peft/adapter_config.json").is_file()
+        if Path(place) == Path("out/peft/adapter_config.json"):
+            assert Path("out/trl/trl.yaml").is_file()
             raise OSError(13, "Permission denied")
         real(source, place)
 
     monkeypatch.setattr(os, "replace", failing)
     result = cli("export", scores, "--to", "peft", "--to", "trl", "--out", "out")
-    assert result.code == 2 and "cannot write into 'out': Permission denied" in result.err
+    assert result.code == 2 and "cannot write 'out/peft/adapter_config.json'" in result.err
     assert [path.name for path in (tmp_path / "out").rglob("*")] == ["mine.txt"]
 
 

@@ -1,13 +1,11 @@
 """Choosing the share: planted layers are found, kept is really kept, resumed is the same, refusals come first."""
 
 import copy
-import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from keylayers.errors import BadInput, BadScores
 from keylayers.layers import gated, named_layers
@@ -224,15 +222,3 @@ def test_what_was_tuned_or_scored_elsewhere_is_said(world, tuned, tmp_path, caps
     assert capsys.readouterr().err.splitlines() == [
         "make sure that the tuned model was not trained on these calibration and test records"
     ]
-
-
-def test_another_tuned_model_in_the_same_place_is_another_run(world, tuned, tmp_path):
-    folder, scores = tuned
-    shutil.copytree(folder / "run" / "stage1" / "adapter", tmp_path / "adapter")
-    given = asked(world, tmp_path / "adapter")
-    before = settings_of(given, scores)
-    assert before == settings_of(given, scores)
-    weights = tmp_path / "adapter" / "adapter_model.safetensors"
-    save_file({name: 2 * value for name, value in load_file(weights).items()}, weights, metadata={"format": "pt"})
-    after = settings_of(given, scores)
-    assert [key for key in after if after[key] != before[key]] == ["tuned_files"]

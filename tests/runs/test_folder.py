@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from keylayers.errors import BadInput
-from keylayers.runs import file_sha256, files_given, open_run, read_json, read_run, write_json
+from keylayers.runs import Given, file_sha256, open_run, read_json, read_run, write_json
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"data": "alpaca", "lora": {"rank": 8, "alpha": 16}, "seeds": [0, 1]}
@@ -112,23 +112,20 @@ def test_a_file_that_changed_under_its_name_is_not_gone_on_with(tmp_path: Path) 
     """Half a run on one file and half on another would be told as one."""
     data, folder = tmp_path / "my.data.jsonl", tmp_path / "run"
     data.write_text("one")
-
-    def asked() -> dict[str, object]:
-        return {"data": str(data), "given": files_given(data, None, "bundled:pirate", tmp_path)}
-
-    assert asked()["given"] == {str(data): file_sha256(data)}
-    with open_run(folder, "score", asked()) as run:
+    given = Given((None, "bundled:llama"), (data, "bundled:pirate"))
+    with open_run(folder, "score", {}, given=given) as run:
+        assert run.settings == {"given": {str(data): file_sha256(data)}}
         run.part("loss", lambda: {"loss": 1.0})
-    with open_run(folder, "score", asked()) as run:
+    with open_run(folder, "score", {}, given=given) as run:
         assert run.has_part("loss")
     data.write_text("two")
     with pytest.raises(BadInput, match=rf"{data}: its content is not what it was when the run began\n"):
-        open_run(folder, "score", asked()).__enter__()
+        open_run(folder, "score", {}, given=given).__enter__()
     data.unlink()
     with pytest.raises(BadInput, match=rf"{data}: is no longer there\n"):
-        open_run(folder, "score", asked()).__enter__()
-    data.write_text("one")
-    with open_run(folder, "score", asked()) as run:
+        open_run(folder, "score", {}, given=given).__enter__()
+    data.write_text("one")  # at another time
+    with open_run(folder, "score", {}, given=given) as run:
         assert run.has_part("loss")
 
 
@@ -177,8 +174,8 @@ def test_fresh_empties_a_run_folder(tmp_path: Path) -> None:
     with open_run(tmp_path, "score", SETTINGS) as run:
         run.part("loss", lambda: {"loss": 1.0})
         run.log("step", loss=1.0)
-        (tmp_path / "adapter").mkdir()
-        (tmp_path / "adapter" / "weights").write_text("x")
+        (tmp_path / "stage1" / "adapter").mkdir(parents=True)
+        (tmp_path / "stage1" / "adapter" / "weights").write_text("x")
     with open_run(tmp_path, "tune", {"other": 1}, fresh=True) as run:
         assert run.earlier_status is None
         assert not run.has_part("loss")
@@ -189,7 +186,7 @@ def test_fresh_empties_a_run_folder(tmp_path: Path) -> None:
 def test_fresh_mends_a_damaged_record(tmp_path: Path) -> None:
     with open_run(tmp_path, "score", SETTINGS):
         pass
-    (tmp_path / "run.json").write_text('{"format": "keylay')
+    (tmp_path / "run.json").write_text('{\n  "format": "keylayers/run/1",\n  "comm')
     with pytest.raises(BadInput, match="damaged"), open_run(tmp_path, "score", SETTINGS):
         pass
     with open_run(tmp_path, "score", SETTINGS, fresh=True) as run:
@@ -215,7 +212,7 @@ def test_a_folder_that_is_not_a_run_folder_is_left_alone(tmp_path: Path, fresh: 
 
 def test_leftovers_of_a_killed_process_are_swept(tmp_path: Path) -> None:
     tmp_path.joinpath(".lock").write_text("123\n")
-    tmp_path.joinpath(".run.json.0123.tmp").write_text("{")
+    tmp_path.joinpath(".run.json.01234567.tmp").write_text("{")
     with open_run(tmp_path, "score", {}):
         assert names(tmp_path) == {"run.json", ".lock", "log.jsonl"}
 

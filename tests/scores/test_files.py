@@ -80,7 +80,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(BadInput, match="No space left"):
+    with pytest.raises(BadInput, match="the disk is full"):
         save(noise(LAYERS, 1), path)
     assert load(path) == noise(LAYERS, 0)
     assert os.listdir(tmp_path) == ["s.json"]
