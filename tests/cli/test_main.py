@@ -97,7 +97,7 @@ def test_a_real_interrupt_in_the_middle_of_training_can_be_resumed(cli, world, s
     )
     try:
         deadline = time.monotonic() + 300
-        while not list(tmp_path.glob("run/stage1/checkpoint-*/whole.json")):
+        while not list(tmp_path.glob("run/stage1/checkpoint-*/seal.json")):
             assert time.monotonic() < deadline and child.poll() is None
             time.sleep(0.1)
         child.send_signal(signal.SIGINT)

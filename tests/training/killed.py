@@ -99,7 +99,7 @@ def main() -> None:
     moments, by_clock = random.Random(0), "--clock" in sys.argv
     victims = [
         [at_step(3), at_step(7)],
-        [before_call(module, "seal", 2)],
+        [before_call(module, "seal_state", 2)],
         [before_call(module, "save_tensors", 2)],
         [before_call(torch, "save", 4)],  # between the files of a state
     ]

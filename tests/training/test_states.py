@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from keylayers.errors import BadInput
-from keylayers.training.states import changing_tensors, forget, load_tensors, newest_whole, save_tensors, seal
+from keylayers.training.states import changing_tensors, forget, load_tensors, newest_whole, save_tensors, seal_state
 
 
 def net() -> nn.Module:
@@ -46,7 +46,7 @@ def state(folder, step: int):
     place.mkdir()
     (place / "a").write_bytes(b"a" * 100)
     (place / "b").write_bytes(b"b" * 100)
-    seal(place)
+    seal_state(place)
     return place
 
 
@@ -67,9 +67,9 @@ def test_a_harmed_state_is_dropped_with_a_note(harm, tmp_path, capsys):
     elif harm == "missing":
         (later / "b").unlink()
     elif harm == "unsealed":
-        (later / "whole.json").unlink()
+        (later / "seal.json").unlink()
     else:
-        (later / "whole.json").write_text((later / "whole.json").read_text()[:-20])
+        (later / "seal.json").write_text((later / "seal.json").read_text()[:-20])
     assert newest_whole(tmp_path) == earlier
     assert not later.exists()
     assert f"leaving out the saved state {later}" in capsys.readouterr().err

@@ -146,7 +146,7 @@ def test_a_state_that_was_being_written_is_left_out_and_the_run_starts_over_wher
     whole, _ = trained()
     with pytest.raises(Stop):
         trained(tmp_path, report=stopping_at(3))
-    (tmp_path / "checkpoint-2" / "whole.json").unlink()
+    (tmp_path / "checkpoint-2" / "seal.json").unlink()
     steps = []
     resumed, _ = trained(tmp_path, report=lambda step, *_: steps.append(step))
     assert same(whole, resumed) and steps[0] == 1
