@@ -78,7 +78,7 @@ def write_reverted(
 
 def _refuse_present(out: Path) -> None:
     if os.path.lexists(out):
-        raise BadInput(f"{out} exists already; give another --out.")
+        raise BadInput(f"{out} exists already", "give another `out`")
 
 
 def _write_shards(folder: Path, base: TensorSource, tuned: TensorSource, kept: Container[str]) -> tuple[int, int]:

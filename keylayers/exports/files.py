@@ -47,10 +47,10 @@ def _check(folder: Path, places: Mapping[Path, str], overwrite: bool) -> None:
     for parent in [folder, *folder.parents]:
         if parent.exists():
             if not parent.is_dir():
-                raise BadInput(f"cannot write into {str(folder)!r}: {parent} is a file; give --out another folder")
+                raise BadInput(f"cannot write into {str(folder)!r}: {parent} is a file", "give another `out`")
             break
     for place, text in places.items():
         if place.is_dir():
-            raise BadInput(f"cannot write {str(place)!r}: there is a folder of that name; give --out another folder")
+            raise BadInput(f"cannot write {str(place)!r}: there is a folder of that name", "give another `out`")
         if place.is_file() and not overwrite and place.read_bytes() != text.encode():
-            raise BadInput(f"{place} exists and says something else; give --out another folder, or --overwrite.")
+            raise BadInput(f"{place} exists and says something else", "give another `out`", "give `overwrite`")

@@ -15,10 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from keylayers.errors import BadInput, KeylayersError
+from keylayers.files.foreign import reason
 
 TEMPORARY = ".tmp"
 """Suffix of what is being written: `.NAME.8 HEXADECIMAL DIGITS.tmp` beside NAME."""
-FULL = "the disk is full; free some space or give --out a folder on another disk, then run the same command again"
+FULL = ("the disk is full", "free some space and run the same command again", "give another `out`")
 ROOM = 1 << 20
 """Free bytes below which a disk is taken for full, where a library's error does not say why it could not write."""
 PATIENCE = 24 * 3600
@@ -95,7 +96,8 @@ def writing(path: Path) -> Iterator[None]:
     except Exception as error:
         if not _is_of_writing(error):
             raise
-        raise BadInput(f"cannot write {str(path)!r}: {_why(error, path)}") from error
+        why, *remedies = _why(error, path)
+        raise BadInput(f"cannot write {str(path)!r}: {why}", *remedies) from error
 
 
 def remove_leftovers(folder: Path) -> int:
@@ -178,15 +180,16 @@ def _is_of_writing(error: Exception) -> bool:
     )
 
 
-def _why(error: Exception, path: Path) -> str:
+def _why(error: Exception, path: Path) -> tuple[str, ...]:
+    """The reason, and what to do."""
     number = getattr(error, "errno", None)
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error) or (number is None and _is_full(path)):
         return FULL
     if number in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENOTEMPTY):
-        return "a file is in the place of a folder, or a folder in the place of the file; give --out another folder"
+        return "a file is in the place of a folder, or a folder in the place of the file", "give another `out`"
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return "the folder is not writable; change its permissions or give --out another folder"
-    return f"{getattr(error, 'strerror', None) or error}; give --out another folder"
+        return "the folder is not writable", "change its permissions", "give another `out`"
+    return reason(error), "give another `out`"
 
 
 def _is_full(path: Path) -> bool:

@@ -67,7 +67,7 @@ class Bench:
         Raises:
             BadInput: if what is stored there is damaged.
         """
-        check_seal(Path(folder), "start this study over with --fresh")
+        check_seal(Path(folder), "start this study over with `fresh`")
         return deltas_of(self.loaded.model, folder, self.layers if layers is None else layers)
 
     def losses(self, model: Any) -> dict[str, Any]:

@@ -70,7 +70,7 @@ def deltas_for(
         forget(stored)
         part = run.path / "parts" / f"{STAGE_ONE}.json"
         check_seal(
-            stored / ADAPTER, f"start over with --fresh, or delete {str(part)!r} to have stage 1 alone trained again"
+            stored / ADAPTER, "start over with `fresh`", f"delete {str(part)!r} to have stage 1 alone trained again"
         )
         return deltas_of(loaded.model, stored / ADAPTER, layers)
     assert data is not None

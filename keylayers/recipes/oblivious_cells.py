@@ -21,7 +21,7 @@ def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """One cell: one of this study's, else one that all studies share; a model may be one that the run stored."""
     task, inputs = fields["task"], fields["task"]["inputs"]
     if (stored := Path(folder) / inputs["model"]).is_dir():
-        check_seal(stored, "start this study over with --fresh")
+        check_seal(stored, "start this study over with `fresh`")
         task = {**task, "inputs": {**inputs, "model": str(stored)}}
     if fields["do"] not in DO:
         return cells.compute(folder, {**fields, "task": task})

@@ -106,7 +106,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str,
 
 
 def _damaged(path: Path, what: str) -> BadInput:
-    return BadInput(f"{str(path)!r} {what}: damaged; delete it to have it computed again, or start over with --fresh")
+    return BadInput(f"{str(path)!r} {what}: damaged", "delete it to have it computed again", "start over with `fresh`")
 
 
 def _tensors_digest(tensors: Mapping[str, "torch.Tensor"], meta: str) -> str:

@@ -65,7 +65,7 @@ def clear(folder: Path) -> list[str]:
                 if not any(os.scandir(place)):
                     os.rmdir(place)
     except OSError as error:
-        raise BadInput(f"cannot empty {str(folder)!r}: {error.strerror}; give --out another folder") from error
+        raise BadInput(f"cannot empty {str(folder)!r}: {error.strerror}", "give another `out`") from error
     return sorted(entry.name for entry in folder.iterdir() if entry.name not in RECORD)
 
 

@@ -150,11 +150,9 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise BadInput(f"{str(folder)!r} is a file; expected a run folder: give --out another name") from error
+        raise BadInput(f"{str(folder)!r} is a file; expected a run folder", "give another `out`") from error
     except OSError as error:
-        raise BadInput(
-            f"cannot make the folder {str(folder)!r}: {error.strerror}; give --out another folder"
-        ) from error
+        raise BadInput(f"cannot make the folder {str(folder)!r}: {error.strerror}", "give another `out`") from error
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -164,12 +162,14 @@ def _refuse_foreign(folder: Path) -> None:
     if "run.json" in names and not is_run(folder):
         raise BadInput(
             f"{str(folder)!r} holds a run.json that keylayers did not write, so it is no run folder; expected one, or "
-            "an empty or new folder: give --out another name"
+            "an empty or new folder",
+            "give another `out`",
         )
     if foreign and "run.json" not in names:
         raise BadInput(
             f"{str(folder)!r} holds {', '.join(foreign[:3])}{' ...' if len(foreign) > 3 else ''} but no run.json; "
-            "expected a run folder or an empty or new one: give --out another name"
+            "expected a run folder or an empty or new one",
+            "give another `out`",
         )
 
 
@@ -205,12 +205,17 @@ def _prepare(folder: Path, record: dict[str, Any], fresh: bool) -> dict[str, Any
             return None
         if earlier.get("command") != record["command"]:
             raise BadInput(
-                f"{str(folder)!r} holds a run of `{earlier.get('command')}`, this is `{record['command']}`: give --out "
-                "another folder, or --fresh to delete that run"
+                f"{str(folder)!r} holds a run of {earlier.get('command')!r}, this is {record['command']!r}",
+                "give another `out`",
+                "delete that run with `fresh`",
             )
         raise BadInput(
-            f"{str(folder)!r} holds a run with other settings:\n  " + "\n  ".join(differences) + "\n"
-            "give --out another folder, or --fresh to delete that run, or the stored settings to resume it"
+            f"{str(folder)!r} holds a run with other settings:\n  "
+            + "\n  ".join(differences)
+            + "\nNothing was changed",
+            "give another `out`",
+            "delete that run with `fresh`",
+            "give what is stored to resume it",
         )
     stored, given = earlier["sessions"][-1]["versions"] if earlier["sessions"] else {}, versions()
     if stored and (changed := list(_differences(stored, given))):
@@ -223,8 +228,9 @@ def _record_of(folder: Path) -> dict[str, Any]:
         return read_run(folder)
     except BadInput as error:
         raise BadInput(
-            f"{str(folder / 'run.json')!r} is damaged, so what the run was asked is not known; give --out another "
-            "folder, or --fresh to delete that run"
+            f"{str(folder / 'run.json')!r} is damaged, so what the run was asked is not known",
+            "give another `out`",
+            "delete that run with `fresh`",
         ) from error
 
 

@@ -87,6 +87,7 @@ def _check_seals(files: Mapping[str, Path], found: Mapping[str, Content]) -> Non
             stated = sealed.get(path.name) if path.parent == place else None
             if stated not in (None, found[name].sha256):
                 raise BadInput(
-                    f"{str(path)!r} does not match its sha256 in {SEAL} beside it: damaged; make it again, or delete "
-                    f"{str(place / SEAL)!r} if it was changed on purpose"
+                    f"{str(path)!r} does not match its sha256 in {SEAL} beside it: damaged",
+                    "make it again",
+                    f"delete {str(place / SEAL)!r} if it was changed on purpose",
                 )

@@ -68,7 +68,7 @@ def _holding(lock: Path, what: Path) -> Iterator[None]:
             lock.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
-            raise BadInput(f"cannot write into {str(what)!r}: {error.strerror}; give --out another folder") from error
+            raise BadInput(f"cannot write into {str(what)!r}: {error.strerror}", "give another `out`") from error
         try:
             kernel = _acquire(descriptor, what, patience)
             if not _is_at(descriptor, lock):
@@ -102,14 +102,15 @@ def _acquire(descriptor: int, what: Path, patience: float) -> bool:
             owner = os.pread(descriptor, 40, 0).decode(errors="replace").strip()
             if _is_alive(owner) or time.monotonic() > patience:
                 raise BadInput(
-                    f"{str(what)!r} is in use by process {owner or 'unknown'}; wait for it to end or give --out "
-                    "another folder"
+                    f"{str(what)!r} is in use by process {owner or 'unknown'}",
+                    "wait for it to end",
+                    "give another `out`",
                 ) from error
             time.sleep(0.01)
         except OSError as error:
             if error.errno in WITHOUT_LOCKS:
                 return False
-            raise BadInput(f"cannot lock {str(what)!r}: {error.strerror}; give --out another folder") from error
+            raise BadInput(f"cannot lock {str(what)!r}: {error.strerror}", "give another `out`") from error
 
 
 @contextmanager
@@ -120,7 +121,7 @@ def _named_owner(marker: Path, what: Path) -> Iterator[None]:
         while not _create(marker, own):
             _replace_dead(marker, what)
     except OSError as error:
-        raise BadInput(f"cannot write into {str(what)!r}: {error.strerror}; give --out another folder") from error
+        raise BadInput(f"cannot write into {str(what)!r}: {error.strerror}", "give another `out`") from error
     try:
         yield
     finally:
@@ -162,8 +163,10 @@ def _replace_dead(marker: Path, what: Path) -> None:
     if not here or _is_alive(str(owner.get("process"))):
         raise BadInput(
             f"{str(what)!r} is in use by process {owner.get('process', 'unknown')} of machine "
-            f"{owner.get('machine', 'unknown')}; wait for it to end or give --out another folder. This file system has "
-            f"no locks: if that process is gone, delete {str(marker)!r}"
+            f"{owner.get('machine', 'unknown')}, as far as a file system without locks can tell",
+            "wait for it to end",
+            "give another `out`",
+            f"delete {str(marker)!r} if that process is gone",
         )
     aside = marker.with_name(f"{marker.name}.{secrets.token_hex(4)}.tmp")
     with suppress(FileNotFoundError):

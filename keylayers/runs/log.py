@@ -31,7 +31,7 @@ def append_event(path: Path, event: str, values: dict[str, Any]) -> None:
             file.write(line.encode())
     except OSError as error:
         raise BadInput(
-            f"cannot write the log {str(path)!r}: {error.strerror}; free space or give --out another folder"
+            f"cannot write the log {str(path)!r}: {error.strerror}", "free some space", "give another `out`"
         ) from error
 
 

@@ -51,15 +51,12 @@ def damage(folder: Path) -> dict[str, str]:
     return {name: what for name, sha in sealed.items() if (what := _differs(folder / name, sha)) is not None}
 
 
-def check_seal(folder: Path, remedy: str) -> None:
-    """Raises BadInput, ending in `remedy`, if the folder carries a seal that does not fit; none is needed.
-
-    `remedy` says what to do.
-    """
+def check_seal(folder: Path, *remedies: str) -> None:
+    """Raises BadInput with these remedies if the folder carries a seal that does not fit; none is needed."""
     if is_sealed(folder) and (wrong := damage(folder)):
         name, what = next(iter(wrong.items()))
         more = f", and {len(wrong) - 1} more of its files are damaged" if len(wrong) > 1 else ""
-        raise BadInput(f"{str(folder / name)!r} {what}{more}; {remedy}")
+        raise BadInput(f"{str(folder / name)!r} {what}{more}", *remedies)
 
 
 def _differs(path: Path, sha256: str) -> str | None:

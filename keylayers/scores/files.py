@@ -50,8 +50,7 @@ def load(path: str | os.PathLike[str]) -> LayerScores:
 
     Raises:
         BadInput: if it is not whole, strict JSON. BadScores or UnknownName: if it is, but not a sound score file; the
-            text names the file, the field and what was expected. A file that is not what was written (its `sha256` is of
-            other content) is not sound.
+            text names the file, the field and what was expected; so it does where the sha256 is of other content.
     """
     top = read_json(path, (FORMAT, REMEDY), BadScores)
     top.only(FIELDS)

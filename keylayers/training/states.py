@@ -47,8 +47,9 @@ def load_tensors(model: nn.Module, state: Path) -> None:
     stored, own = read_tensors(state / TENSORS)[0], changing_tensors(model)
     if differing := sorted(stored.keys() ^ own.keys()):
         raise BadInput(
-            f"{state} was saved while other tensors were trained ({len(differing)} differ, first {differing[0]}); "
-            "start over with --fresh, or give --out another folder."
+            f"{state} was saved while other tensors were trained ({len(differing)} differ, first {differing[0]})",
+            "start over with `fresh`",
+            "give another `out`",
         )
     with torch.no_grad():
         for name, value in stored.items():

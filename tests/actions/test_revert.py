@@ -129,7 +129,7 @@ def test_an_existing_out_is_refused_and_left_alone(pair, tmp_path):
     base, tuned, model = pair
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("mine")
-    with pytest.raises(BadInput, match="exists already; give another --out"):
+    with pytest.raises(BadInput, match="exists already; give another `out`"):
         write_reverted(base, tuned, chosen(model, *NAMES), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
 

@@ -215,7 +215,7 @@ BAD = {
     "path under a file": ("scores", {"--out": "file/out"}, "cannot write into 'file/out': file is a file"),
     "place of a file": ("scores", {"--out": "file"}, "cannot write into 'file': file is a file"),
     "place of a folder": ("scores", {"--out": "taken"}, "there is a folder of that name"),
-    "other file there": ("scores", {"--out": "adapter"}, "exists and says something else; give --out another"),
+    "other file there": ("scores", {"--out": "adapter"}, "exists and says something else; give another --out"),
 }  # fmt: skip
 
 

@@ -122,7 +122,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
     [
         (errno.ENOSPC, "the disk is full; free some space"),
         (errno.EACCES, "not writable"),
-        (errno.EIO, "give --out another"),
+        (errno.EIO, "give another `out`"),
     ],
 )
 @pytest.mark.parametrize("call", ["fsync", "replace"])

@@ -104,7 +104,7 @@ def test_other_settings_are_refused_with_each_difference(tmp_path: Path) -> None
     assert "  extra: not stored, given True" in lines
     assert "  seeds: stored [0, 1], not given" in lines
     assert not any("rank" in line for line in lines)
-    assert "--out" in lines[-1] and "--fresh" in lines[-1]
+    assert "`out`" in lines[-1] and "`fresh`" in lines[-1]
     assert read_run(tmp_path)["status"] == "finished"
 
 
@@ -133,7 +133,7 @@ def test_a_folder_of_another_command_is_named_as_such(tmp_path: Path) -> None:
     """All its settings differ; to list them would hide why."""
     with open_run(tmp_path, "score", SETTINGS):
         pass
-    told = r"holds a run of `score`, this is `tune`: give --out"
+    told = r"holds a run of 'score', this is 'tune'; give another `out`"
     with pytest.raises(BadInput, match=told) as caught, open_run(tmp_path, "tune", {"data": "gsm8k"}):
         pass
     assert "stored" not in str(caught.value)
@@ -240,7 +240,7 @@ def test_a_name_that_leaves_the_folder_is_refused(tmp_path: Path, name: str) -> 
 def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("x")
     for path in (tmp_path / "run", tmp_path / "run" / "inner"):
-        with pytest.raises(BadInput, match="give --out another"), open_run(path, "score", {}):
+        with pytest.raises(BadInput, match="give another `out`"), open_run(path, "score", {}):
             pass
     assert (tmp_path / "run").read_text() == "x"
 
