@@ -19,13 +19,14 @@ FORMAT = "keylayers/doctor/1"
 def run_doctor(settings: dict[str, Any]) -> int:
     """Runs every gate and forecast; 1 if a gate fails, else 0."""
     quiet_libraries()
-    from keylayers.doctor.request import admit
+    from keylayers.doctor.request import admit, check_files
     from keylayers.runs.progress import spoken
 
     out: Path | None = settings["out"]
     if out is not None:
         _require_json(out)
     request = _request(settings)
+    check_files(request)
     start = time.perf_counter()
     loaded = request.source.load_model()
     seconds = time.perf_counter() - start

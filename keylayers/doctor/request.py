@@ -17,7 +17,7 @@ from keylayers.models.loading import LoadedModel
 from keylayers.recipes.inputs import Inputs as Source
 from keylayers.recipes.inputs import prepare_data
 from keylayers.recipes.tune import check_scores_fit, choose
-from keylayers.scores import Selection, load_scores
+from keylayers.scores import Selection, load_scores, parse, select
 from keylayers.settings import Count, Settings
 from keylayers.training.adapters import LoraSettings
 
@@ -83,6 +83,18 @@ def admit(request: DoctorRequest, loaded: LoadedModel) -> Admitted:
     lora = LoraSettings(rank=request.rank)
     work = workload(maker, request.batch, min(request.seq, loaded.context), records, lora)
     return Admitted(patient, layers, selections, work, words)
+
+
+def check_files(request: DoctorRequest) -> None:
+    """Raises, before the model is loaded, for scores, a policy or data that cannot be read."""
+    scores = None if request.scores is None else load_scores(request.scores)
+    for policy in request.policies:
+        if scores is not None:
+            select(scores, policy, allow_total=True)
+        else:
+            parse(policy)
+    if request.with_data:
+        request.source.load_splits()
 
 
 def finest_layers(loaded: LoadedModel) -> tuple[Layer, ...]:

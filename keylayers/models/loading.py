@@ -24,10 +24,10 @@ class LoadedModel:
     source: str
     """As the user typed it."""
     tokenizer: Any = None
-    folder: Path | None = None
-    """Where its safetensors lie, if on this machine."""
     no_tokenizer: str = ""
     """Why there is none, where it came with one that cannot be read."""
+    folder: Path | None = None
+    """Where its safetensors lie, if on this machine."""
 
     @property
     def context(self) -> int:
@@ -88,11 +88,7 @@ def load_model(
         )
     if not four_bit:
         model = model.to(target)
-    try:
-        tokenizer, problem = trust.tokenizer_of(place, config, trusted), ""
-    except BadInput as error:  # weights may be all that is needed
-        tokenizer, problem = None, str(error)
-    return LoadedModel(model.eval(), source, tokenizer, folder, problem)
+    return LoadedModel(model.eval(), source, *_tokenizer(place, config, trusted), folder)
 
 
 def load_shape(source: str, *, trust_remote_code: bool = False) -> nn.Module:
@@ -111,6 +107,28 @@ def load_shape(source: str, *, trust_remote_code: bool = False) -> nn.Module:
     made = trust.class_of(config, place, trusted)
     with torch.device("meta"):
         return trust.build(made, config, place, trusted).eval()
+
+
+def load_outline(source: str, *, trust_remote_code: bool = False) -> LoadedModel:
+    """The network on the meta device, with its tokenizer: enough to list layers, and to make data its tokens.
+
+    Raises:
+        UnknownName, BadInput: as `load_shape` does.
+    """
+    model = load_shape(source, trust_remote_code=trust_remote_code)
+    if is_factory(source):
+        return LoadedModel(model, source)
+    folder, trusted = local_folder(source), Trust(trust_remote_code)
+    place = str(folder) if folder is not None else source
+    return LoadedModel(model, source, *_tokenizer(place, model.config, trusted), folder)
+
+
+def _tokenizer(place: str, config: Any, trusted: Trust) -> tuple[Any, str]:
+    """The tokenizer, or none and why it cannot be read: weights may be all that is needed."""
+    try:
+        return trust.tokenizer_of(place, config, trusted), ""
+    except BadInput as error:
+        return None, str(error)
 
 
 def dtype_named(name: str) -> Any:

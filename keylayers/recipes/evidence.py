@@ -1,5 +1,6 @@
 """Everything that criteria look at, gathered: the model or its weights, data, and what tuning changed."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from keylayers.criteria.criterion import Evidence
@@ -28,8 +29,17 @@ from keylayers.training.states import forget
 STAGE_ONE = "stage1"
 
 
-def gathered(request: ScoreRequest, run: RunFolder, needs: frozenset[str]) -> tuple[Evidence, tuple[Layer, ...]]:
-    """All that is needed, and the layers; the model is loaded only where something runs it."""
+Fitting = Callable[[Sequence[Layer], int], None]
+"""(layers, number of batches) -> nothing. Raises BadInput where some criterion's settings do not go with them."""
+
+
+def gathered(
+    request: ScoreRequest, run: RunFolder, needs: frozenset[str], fit: Fitting = lambda layers, batches: None
+) -> tuple[Evidence, tuple[Layer, ...]]:
+    """All that is needed, and the layers; the model is loaded only where something runs it.
+
+    `fit` looks at the layers and the number of batches as soon as they are known, before anything loads or trains.
+    """
     if "data" in needs and of_images(request.inputs.data):
         return image_evidence(request, run, needs)
     found = unloaded(request.inputs, needs)
@@ -37,23 +47,38 @@ def gathered(request: ScoreRequest, run: RunFolder, needs: frozenset[str]) -> tu
         shape, weights = found
         evidence = evidence_for(request, run, shape, None, None, weights)
         return replace(evidence, model=None), named_layers(shape.model, _granularity(request))
-    loaded, layers, data = _load(request, needs)
+    loaded, layers, data = _load(request, needs, fit)
     learns = "deltas" in needs and (request.tuned is not None or request.sibling is None)
     deltas = deltas_for(request, run, loaded, layers, data) if learns else None
     weights = tensors_in_memory(loaded.model, loaded.source) if "weights" in needs else None
     return evidence_for(request, run, loaded, data, deltas, weights), layers
 
 
-def _load(request: ScoreRequest, needs: frozenset[str]) -> tuple[LoadedModel, tuple[Layer, ...], Prepared | None]:
+def _load(
+    request: ScoreRequest, needs: frozenset[str], fit: Fitting
+) -> tuple[LoadedModel, tuple[Layer, ...], Prepared | None]:
     """The model, its layers, and the data where some criterion or stage 1 looks at any."""
     place = None if request.tuned is None else tuned_place(request.tuned)
     looks = "data" in needs or ("deltas" in needs and place is None and request.sibling is None)
     if looks:
         note(f"reading {request.inputs.data}")
     splits = request.inputs.load_splits() if looks else None
+
+    def prepared(model: LoadedModel) -> Prepared | None:
+        data = prepare_data(request.inputs, model, splits) if looks else None
+        fit(named_layers(model.model, _granularity(request)), 0 if data is None else _batches(request, data))
+        return data
+
+    outline = request.inputs.outline()
+    data = None if outline is None else prepared(outline)
     loaded = request.inputs.load_model()
-    layers = named_layers(loaded.model, _granularity(request))
-    return loaded, layers, prepare_data(request.inputs, loaded, splits) if looks else None
+    if outline is None:
+        data = prepared(loaded)
+    return loaded, named_layers(loaded.model, _granularity(request)), data
+
+
+def _batches(request: ScoreRequest, data: Prepared) -> int:
+    return -(-len(data.calibration) // request.batch_size)
 
 
 def deltas_for(

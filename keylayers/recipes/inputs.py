@@ -9,8 +9,9 @@ from annotated_types import Ge
 
 from keylayers.data import Examples, Records, Splits, load_splits, tokenise
 from keylayers.data.formats import BAD_SHARE
-from keylayers.errors import BadInput
-from keylayers.models.loading import LoadedModel, load_model
+from keylayers.errors import BadInput, KeylayersError
+from keylayers.models.loading import LoadedModel, load_model, load_outline
+from keylayers.models.sources import is_factory
 from keylayers.runs import note
 from keylayers.settings import Count, Seed, Settings, Share
 
@@ -59,6 +60,18 @@ class Inputs(Settings):
     def trust(self) -> dict[str, bool]:
         """What the files of models may do, as what loads them takes it."""
         return {"allow_pickle": self.allow_pickle, "trust_remote_code": self.trust_remote_code}
+
+    def outline(self) -> LoadedModel | None:
+        """The model without its weights, with its tokenizer; None where only loading tells what it is.
+
+        What does not fit it (data, settings, a policy) is then refused before minutes of downloading and loading.
+        """
+        if is_factory(self.model):
+            return None
+        try:
+            return load_outline(self.model, trust_remote_code=self.trust_remote_code)
+        except KeylayersError:
+            return None  # loading says what is wrong, or does without
 
     def load_splits(self) -> Splits:
         """The three disjoint parts of the data, as records; needs no model, so bad data is known before one loads.

@@ -1,6 +1,6 @@
 """Score a model's layers on a data set: learn or load what tuning changes, then ask each criterion."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,12 @@ def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
     missing = {name: criterion for name, criterion in chosen.items() if name not in done}
     if missing:
         needs = frozenset[str]().union(*(criterion.needs for criterion in missing.values()))
-        evidence, layers = gathered(asked.request, run, needs)
+
+        def fit(layers: Sequence[Layer], batches: int) -> None:
+            for name, criterion in missing.items():
+                criterion.check_fit(layers, options[name], batches)
+
+        evidence, layers = gathered(asked.request, run, needs, fit)
         observed = _observed(evidence, layers, missing, options)
         for name, criterion in missing.items():
             if name in observed:

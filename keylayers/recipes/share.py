@@ -82,10 +82,15 @@ def choose_share(request: ShareRequest, run: RunFolder, scores: LayerScores) -> 
     splits = replace(request.inputs, records=TRAINING).load_splits()
     assert_disjoint(splits.calibration, splits.test)
     place = tuned_place(request.tuned)
+    outline = request.inputs.outline()
+    if outline is not None:  # before its weights are loaded
+        check_scores_fit(scores, outline.model, request.inputs.model)
+    data = None if outline is None else prepare_data(request.inputs, outline, splits)
     loaded = request.inputs.load_model()
-    check_scores_fit(scores, loaded.model, request.inputs.model)
+    if data is None:
+        check_scores_fit(scores, loaded.model, request.inputs.model)
+        data = prepare_data(request.inputs, loaded, splits)
     _note_origins(request, scores)
-    data = prepare_data(request.inputs, loaded, splits)
     deltas = deltas_of(loaded.model, place, scores.layers, **request.inputs.trust)
     for text in deltas.notes:
         note(text)

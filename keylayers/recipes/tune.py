@@ -11,6 +11,7 @@ from torch import nn
 
 from keylayers.actions.tune import TuneSettings, check_method, tune
 from keylayers.actions.tuning import selected_parameters
+from keylayers.data import Splits
 from keylayers.errors import BadScores, Diverged
 from keylayers.layers.blocks import scalars
 from keylayers.layers.layer import Layer
@@ -73,15 +74,16 @@ def compare_arms(request: TuneRequest, run: RunFolder, scores: LayerScores | Non
             the data does not fit.
     """
     splits = request.inputs.load_splits()
+    outline = request.inputs.outline()
+    data = None if outline is None else _checked(request, scores, outline, splits)  # before its weights are loaded
     loaded = _load(request)
-    if scores is not None:
-        check_scores_fit(scores, loaded.model, request.inputs.model)
+    data = data or _checked(request, scores, loaded, splits)
     layers = scores.layers if scores is not None else named_layers(loaded.model, request.granularity)
     selected = {policy: choose(scores, layers, policy, seed=0) for policy in request.policies}
     for selection in selected.values():
         _check(request, loaded.model, selection)
     _note_caveats(selected)
-    work = _Work(request, run, scores, layers, prepare_data(request.inputs, loaded, splits))
+    work = _Work(request, run, scores, layers, data)
     base = run.part("base", lambda: {"loss": example_losses(loaded.model, work.data.test).mean})["loss"]
     before = run.part("base-calibration", lambda: {"loss": example_losses(loaded.model, work.data.calibration).mean})
     del loaded  # every arm loads its own
@@ -124,6 +126,16 @@ def _best(
     if broken := [result["diverged"] for result in tried[rate] if "diverged" in result]:
         raise Diverged(f"{policy}: a training diverged at every learning rate that was offered; {broken[0]}")
     return rate, reasons[rate]
+
+
+def _checked(request: TuneRequest, scores: LayerScores | None, model: LoadedModel, splits: Splits) -> Prepared:
+    """The data as the model's tokens. Raises if the scores, a policy or the data does not go with the model."""
+    if scores is not None:
+        check_scores_fit(scores, model.model, request.inputs.model)
+    layers = scores.layers if scores is not None else named_layers(model.model, request.granularity)
+    for policy in request.policies:
+        choose(scores, layers, policy, seed=0)
+    return prepare_data(request.inputs, model, splits)
 
 
 def choose(scores: LayerScores | None, layers: Sequence[Layer], policy: str, seed: int) -> Selection:

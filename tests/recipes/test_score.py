@@ -223,3 +223,19 @@ def test_criteria_of_blocks_choose_blocks_and_mixed_ones_are_told_apart(world, t
     ):
         with open_run(tmp_path / f"{granularity}", "score", {}) as run, pytest.raises(KeylayersError, match=said):
             score(replace(asked, criteria=criteria, granularity=granularity), run)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"criteria": ("substitution",), "settings": {"window": 9}, "granularity": "block"}, "covers all 3 layers"),
+        ({"criteria": ("learned_mask", "type_only"), "settings": {"first": "nose"}}, "no layer has the role nose"),
+        ({"criteria": ("path_integral", "gradient_norm"), "batch_size": 99}, "tells noise by batches that differ"),
+        ({"criteria": ("learned_mask",), "inputs": {"max_length": 3}}, "no supervised token"),
+    ],
+)
+def test_what_does_not_go_with_the_model_is_refused_before_it_is_loaded(world, tmp_path, monkeypatch, asked, said):
+    monkeypatch.setattr(Inputs, "load_model", lambda self, **options: pytest.fail("loaded a model"))
+    given = {**asked, "inputs": world.inputs(**asked.get("inputs", {}))}
+    with pytest.raises(BadInput, match=said):
+        scored(ScoreRequest(**given), tmp_path / "run")
