@@ -8,13 +8,16 @@ def main() -> None:
     """Runs the command line; user errors print one text and exit with status 2, Ctrl-C with 130."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, spinning threads starve the one that works
-    from keylayers.cli.app import app
+    from keylayers.cli.streams import shown_streams
     from keylayers.errors import KeylayersError
 
-    try:
-        app(prog_name="keylayers")
-    except KeylayersError as error:
-        sys.stderr.write(f"keylayers: {error}\n")
-        raise SystemExit(2) from error
-    except KeyboardInterrupt as stop:
-        raise SystemExit(130) from stop
+    with shown_streams():
+        try:
+            from keylayers.cli.app import app
+
+            app(prog_name="keylayers")
+        except KeylayersError as error:
+            sys.stderr.write(f"keylayers: {error}\n")
+            raise SystemExit(2) from error
+        except KeyboardInterrupt as stop:
+            raise SystemExit(130) from stop

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 
+from keylayers.files import printable
 from keylayers.runs.quiet import quiet_libraries
 
 __all__ = ["quiet_libraries", "say", "table"]
@@ -27,7 +28,7 @@ def placeless(text: str) -> str:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table with aligned columns: words to the left, numbers to the right; readable in a log and in a diff."""
-    cells = [list(columns), *(list(map(str, row)) for row in rows)]
+    cells = [list(columns), *([_line(str(cell)) for cell in row] for row in rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     right = [all(_is_number(row[i]) for row in cells[1:]) for i in range(len(columns))]
     lines = [
@@ -35,6 +36,11 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in cells
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _line(cell: str) -> str:
+    """A cell on one line, as wide as it is shown: a name of a file's may hold anything."""
+    return printable(cell).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _is_number(cell: str) -> bool:

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from keylayers.errors import worded
+from keylayers.files import printable
 
 if TYPE_CHECKING:
     import rich.progress
@@ -34,7 +35,7 @@ class progress(Generic[Item]):
     def __init__(self, what: Iterable[Item] | int, label: str, start: int = 0) -> None:
         self.items: Iterable[Item] = () if isinstance(what, int) else what
         self.total = what if isinstance(what, int) else start + len(what) if isinstance(what, Sized) else None
-        self.label, self.start, self.done, self.text = label, start, start, ""
+        self.label, self.start, self.done, self.text = printable(label), start, start, ""
         self.began = self.advanced = time.monotonic()
         self._task: Any = None
 
@@ -71,7 +72,7 @@ class progress(Generic[Item]):
         """Counts `count` more as done; `text` (a loss, a name) is shown beside it."""
         self.done += count
         self.advanced = time.monotonic()
-        self.text = text or self.text
+        self.text = printable(text) or self.text
         if self._task is not None and _bars is not None:
             _bars.update(self._task, completed=self.done, text=self.text)
         elif time.monotonic() - _said >= INTERVAL and (
@@ -96,7 +97,7 @@ class progress(Generic[Item]):
 
 def note(text: str) -> None:
     """Prints a line on standard error, above the bars if any are shown; settings are spelled as errors spell them."""
-    _say(worded(text))
+    _say(printable(worded(text)))
 
 
 def spoken(seconds: float) -> str:

@@ -8,6 +8,7 @@ import warnings
 def quiet_libraries() -> None:
     """Keeps libraries' progress bars and notes about themselves out of the results; errors still show."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=UserWarning, module=r"(torch|peft|transformers)\b.*")
