@@ -13,6 +13,7 @@ import torch
 
 from keylayers.errors import BadInput
 from keylayers.runs import Given, file_sha256, open_run, read_json, read_run, write_json
+from keylayers.runs.seals import sealed_folder
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = {"data": "alpaca", "lora": {"rank": 8, "alpha": 16}, "seeds": [0, 1]}
@@ -181,6 +182,39 @@ def test_fresh_empties_a_run_folder(tmp_path: Path) -> None:
         assert not run.has_part("loss")
         assert names(tmp_path) == {"run.json", ".lock", "log.jsonl"}
         assert [event["event"] for event in run.events()] == ["started"]
+
+
+def test_fresh_deletes_what_runs_write_and_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    with open_run(run, "score", SETTINGS) as opened:
+        opened.part("loss", lambda: {"loss": 1.0})
+        with sealed_folder(run / "tuned") as folder:
+            (folder / "weights").write_text("x")
+    scores = '{"format": "keylayers/scores/1", "criterion": "random"}'
+    (outside / "parts").mkdir(parents=True)
+    for name in ("notes.txt", "parts/notes.txt", "tuned/added.md", "mine/parts/a.json", "my-random.json", "data.json"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text(scores)
+    (run / "random.json").write_text(scores)
+    (outside / "parts" / "theirs.json").write_text("{}")
+    (run / "checkpoints").symlink_to(outside / "parts")
+    (run / "mine" / "link").symlink_to(outside)
+    with open_run(run, "score", SETTINGS, fresh=True) as opened:
+        assert not opened.has_part("loss")
+    left = {path.relative_to(run).as_posix() for path in run.rglob("*") if not path.is_dir()}
+    theirs = {"notes.txt", "parts/notes.txt", "tuned/added.md", "mine/parts/a.json", "my-random.json", "data.json"}
+    assert left == {*theirs, "mine/link", "run.json", ".lock", "log.jsonl"}
+    assert (outside / "parts" / "theirs.json").exists()
+    assert "kept in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ['{"experiment": "mine"}', '{"format": "other/run/1"}', "[]", "not JSON"])
+def test_the_run_of_another_program_is_left_alone(content: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(content)
+    (tmp_path / "precious.txt").write_text("x")
+    with pytest.raises(BadInput, match="that keylayers did not write") as told, open_run(tmp_path, "a", {}, fresh=True):
+        pass
+    assert "fresh" not in str(told.value) and names(tmp_path) == {"run.json", "precious.txt"}
 
 
 def test_fresh_mends_a_damaged_record(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from keylayers.errors import BadInput
 from keylayers.runs import read_log
-from keylayers.runs.log import append_event
+from keylayers.runs.log import append_event, damaged_lines
 
 
 @given(cut=st.integers(1, 200))
@@ -32,6 +32,15 @@ def test_a_loss_that_stopped_being_a_number_is_logged_as_text(tmp_path: Path) ->
     append_event(tmp_path / "log.jsonl", "step", {"loss": math.nan, "losses": np.array([1.0, np.inf]), "out": tmp_path})
     (event,) = read_log(tmp_path / "log.jsonl")
     assert (event["loss"], event["losses"], event["out"]) == ("nan", [1.0, "inf"], str(tmp_path))
+
+
+def test_a_damaged_line_is_left_out_and_named(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    for step in range(3):
+        append_event(log, "step", {"loss": 1.25 + step})
+    log.write_text(log.read_text().replace("2.25", "2.35"))
+    assert [event["loss"] for event in read_log(log)] == [1.25, 3.25]
+    assert damaged_lines(log) == [2]
 
 
 def test_no_file_is_no_events(tmp_path: Path) -> None:

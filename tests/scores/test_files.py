@@ -42,6 +42,25 @@ def test_round_trip_is_exact_to_the_bit(tmp_path_factory, scores):
     assert load(path) == scores
 
 
+def test_a_changed_score_is_refused_until_the_change_is_meant(tmp_path):
+    path = tmp_path / "s.json"
+    save(full_scores(), path)
+    text = path.read_text()
+    score = next(row["score"] for row in json.loads(text)["layers"])
+    path.write_text(text.replace(f'"score": {score!r}', f'"score": {2 * score!r}', 1))
+    with pytest.raises(BadScores, match="does not match its sha256: damaged, or changed by hand; if the change is mea"):
+        load(path)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if '"sha256":' not in line or "layers" in line[:10]))
+    assert load(path).values[0] == 2 * score
+
+
+def test_a_file_of_before_seals_is_read(tmp_path):
+    save(full_scores(), tmp_path / "s.json")
+    rewritten(tmp_path / "s.json", lambda fields: fields.pop("sha256"))
+    assert load(tmp_path / "s.json") == full_scores()
+
+
 def test_orders_and_stated_bounds_survive(tmp_path):
     path = tmp_path / "s.json"
     order = LayerScores.from_order(LAYERS, LAYERS[::-1], criterion="paper", granularity="linear")

@@ -84,8 +84,9 @@ def sleep(fields):
     return {}
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_all_processes_at_once(sign, tmp_path):
+@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+def test_all_processes_end_with_the_one_that_started_them(sign, tmp_path):
+    """Also where it is killed, and can do nothing about it any more."""
     script = tmp_path / "slow.py"
     script.write_text(SLOW)
     process = subprocess.Popen(
@@ -98,8 +99,12 @@ def test_an_interrupt_ends_all_processes_at_once(sign, tmp_path):
         time.sleep(0.05)
     process.send_signal(sign)
     assert process.wait(timeout=20) != 0
+    patience = time.monotonic() + (10 if sign == signal.SIGKILL else 0)
     for worker in (int(path.name.partition("-")[2]) for path in began):
         with pytest.raises(ProcessLookupError):
+            while time.monotonic() <= patience:
+                os.kill(worker, 0)
+                time.sleep(0.05)
             os.kill(worker, 0)
 
 
