@@ -17,6 +17,7 @@ from keylayers.layers.deltas import Deltas
 from keylayers.layers.gating import frozen, gated
 from keylayers.layers.tensors import INDEX, PICKLES, SINGLE, TensorSource, check_same_tensors, tensors_on_disk
 from keylayers.runs.lock import locked_beside
+from keylayers.runs.seals import SEAL, check_seal
 from keylayers.scores.selection import Selection
 
 SHARD_BYTES = 2 * 2**30
@@ -56,6 +57,8 @@ def write_reverted(
             )
     if not tuned.is_dir():
         raise BadInput(f"no checkpoint folder at {tuned}; give the folder that save_pretrained wrote.")
+    for place in (base, tuned):
+        check_seal(place, "make it again", f"delete {str(place / SEAL)!r} if it was changed on purpose")
     first, second = tensors_on_disk(base), tensors_on_disk(tuned)
     check_same_tensors(first, second)
     _refuse_present(out)
@@ -71,7 +74,8 @@ def write_reverted(
         _refuse_present(out)  # another process may have made it by now
         with replacing_folder(out) as partial:
             for file in tuned.iterdir():
-                if file.is_file() and file.suffix not in {".safetensors", *PICKLES} and "index" not in file.name:
+                other = file.suffix not in {".safetensors", *PICKLES} and "index" not in file.name
+                if file.is_file() and other and file.name != SEAL:
                     shutil.copy2(file, partial / file.name)
             return _write_shards(partial, first, second, kept)
 

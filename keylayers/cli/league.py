@@ -22,6 +22,7 @@ def run_league(options: Mapping[str, Any]) -> None:
     folder = options["out"] or Path("runs") / "league"
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_libraries()
+    from keylayers.data.sources import source_files
     from keylayers.recipes.league import play
     from keylayers.recipes.league_tables import introduction, picture_of, plain, tables
     from keylayers.report.standings import draw_standings
@@ -33,7 +34,8 @@ def run_league(options: Mapping[str, Any]) -> None:
     for task in league.tasks:
         task.inputs.load_splits()  # bad data is known before anything is computed
     settings = {key: value for key, value in options.items() if key not in ("out", "processes", "fresh")}
-    given = Given((options["model"],), (*(options["data"] or ()), options["control"]))
+    read = [source_files(one) for one in (*(options["data"] or ()), options["control"]) if one]
+    given = Given((options["model"],), tuple(file for files in read for file in files))
     with open_run(folder, "league", settings, given=given, fresh=options["fresh"]) as run:
         for played in play(league, run, options["processes"]):
             write_json(folder / FIGURES, json.loads(placeless(json.dumps({"games": plain(played)}))))

@@ -24,6 +24,7 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     _check_settled(options["stop_early"], options["settled"])
     note(f"scoring {options['model']} with {', '.join(names)}")
     quiet_libraries()
+    from keylayers.data.sources import source_files
     from keylayers.recipes.inputs import Inputs, tuned_place
     from keylayers.recipes.score import score
     from keylayers.recipes.score_request import ScoreRequest
@@ -53,7 +54,7 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     )
     folder, file = _score_place(options["out"], options["model"], options["data"])
     tuned = None if options["tuned"] is None else tuned_place(options["tuned"])
-    given = Given((options["model"], options["weights"], tuned, options["sibling"]), (options["data"],))
+    given = Given((options["model"], options["weights"], tuned, options["sibling"]), source_files(options["data"]))
     with open_run(folder, "score", request, given=given, fresh=options["fresh"]) as run:
         results = score(request, run)
     if (decided := settling_of(folder)) is not None:
@@ -80,6 +81,7 @@ def run_tune(options: dict[str, Any]) -> None:
     note(f"tuning {options['select']} of {options['model']} on {options['data']}")
     quiet_libraries()
     from keylayers.actions.tune import TuneSettings
+    from keylayers.data.sources import source_files
     from keylayers.recipes.inputs import Inputs
     from keylayers.recipes.tune import COLUMNS, TuneRequest, compare_arms
     from keylayers.runs import Given, open_run, write_json
@@ -107,7 +109,7 @@ def run_tune(options: dict[str, Any]) -> None:
     )
     folder = options["out"] or Path("runs") / f"tune-{_slug(options['model'])}-{_slug(options['data'])}"
     settings = {**asdict(request), "scores": scores.sha256 if scores is not None else None}
-    given = Given((options["model"], options["weights"]), (options["data"],))
+    given = Given((options["model"], options["weights"]), source_files(options["data"]))
     with open_run(folder, "tune", settings, given=given, fresh=options["fresh"]) as run:
         result = compare_arms(request, run, scores)
         write_json(folder / "comparison.json", asdict(result))

@@ -29,6 +29,7 @@ def run_share(options: dict[str, Any]) -> None:
     note(f"gain curve of {options['tuned']} over {options['model']} on {options['data']}, by {scores.criterion}")
     quiet_libraries()
     from keylayers.cli.runs import LOADING
+    from keylayers.data.sources import source_files
     from keylayers.recipes.inputs import Inputs, tuned_place
     from keylayers.recipes.share import ShareRequest, choose_share, settings_of
     from keylayers.report.gain import draw_gain
@@ -47,7 +48,8 @@ def run_share(options: dict[str, Any]) -> None:
     )
     settings = settings_of(request, scores)
     folder = options["out"] or Path("runs") / f"share-{Path(options['scores']).stem}-{_digest(settings)}"
-    given = Given((options["model"], options["weights"], tuned_place(options["tuned"])), (options["data"],))
+    models = (options["model"], options["weights"], tuned_place(options["tuned"]))
+    given = Given(models, source_files(options["data"]))
     with open_run(folder, "share", settings, given=given, fresh=options["fresh"]) as run:
         result = choose_share(request, run, scores)
         write_json(folder / "share.json", {"format": "keylayers/share/1", "policy": result.policy, **asdict(result)})

@@ -106,13 +106,14 @@ def _store_comparison(
 ) -> None:
     """The comparison as a run folder with copies of the scores, and its report."""
     from keylayers.cli.report import end_with_report
+    from keylayers.files.replacing import make_folder
     from keylayers.runs import digest, note, open_run
     from keylayers.scores import save
 
     folder = out or Path("runs") / f"compare-{digest(settings)[:10]}"
     try:
         with open_run(folder, "compare", settings, fresh=fresh) as run:
-            (folder / "scores").mkdir(exist_ok=True)
+            make_folder(folder / "scores")
             for place, one in enumerate(scores, 1):
                 save(one, folder / "scores" / f"{place:03d}.json")
             run.part("agreement", lambda: {"pairs": [_figures(pair) for pair in table.pairs]})

@@ -1,5 +1,6 @@
 """Commands on networks of images: harden, cleanse, screen."""
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,8 @@ def run_harden(options: dict[str, Any]) -> None:
         _inputs(options, "data"), options["select"], options["granularity"], options["reselect"] > 0, settings
     )
     folder = options["out"] or Path("runs") / "harden"
-    asked = {**asdict(request), "scores": options["scores"]}
-    given = Given(_network(options), (options["data"], options["scores"]))
+    asked = {**asdict(request), "scores": None if scores is None else scores.sha256}
+    given = Given(_network(options), (options["data"],))
     with open_run(folder, "harden", asked, given=given, fresh=options["fresh"]) as run:
         found = harden_network(request, run, scores)
         write_json(folder / "results.json", asdict(found))
@@ -179,7 +180,7 @@ def _named(options: dict[str, Any], key: str) -> dict[str, Any]:
 def _network(options: dict[str, Any]) -> tuple[str | Path | None, ...]:
     """The model, its weights, and the file beside them that says what is suppressed."""
     weights = options["weights"]
-    return (options["model"], weights, None if weights is None else Path(weights).with_suffix(".json"))
+    return (options["model"], weights, None if weights is None else f"{os.path.splitext(weights)[0]}.json")
 
 
 def _inputs(options: dict[str, Any], key: str) -> Any:

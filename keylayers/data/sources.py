@@ -44,6 +44,14 @@ def source_rows(source: str, split: str | None = None) -> Iterator[Row]:
     return folder_rows(path, split) if path.is_dir() else file_rows(path)
 
 
+def source_files(source: str) -> tuple[str, ...]:
+    """What a source is to be known again by: a folder's data files, of all its splits; of any other kind itself."""
+    path = Path(source).expanduser()
+    if source_kind(source) != "file" or not path.is_dir():
+        return (source,)
+    return tuple(str(file) for files in folder_splits(path).values() for file in files)
+
+
 def _bundled_rows(name: str, split: str) -> Iterator[Row]:
     from keylayers.world import datasets as bundled
 

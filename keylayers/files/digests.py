@@ -81,12 +81,19 @@ def files_read(source: Path) -> dict[str, Path]:
 
     Of a checkpoint folder those at its top that loaders open; of any other folder all that are not hidden, run folders
     left out. What keylayers wrote there as JSON (scores, pages' figures) is neither a model nor data.
+
+    Raises:
+        BadInput: if the folder cannot be listed.
     """
-    if source.is_file():
+    if os.path.isfile(source):
         return {"": source}
-    if not source.is_dir():
+    if not os.path.isdir(source):
         return {}
-    top = [path for path in sorted(source.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    try:
+        names = sorted(os.listdir(source))
+    except OSError as error:
+        raise BadInput(f"cannot list {str(source)!r}: {error.strerror}; give a folder that is readable") from error
+    top = [source / name for name in names if os.path.isfile(source / name) and not name.startswith(".")]
     if any(fnmatch(path.name, mark) for path in top for mark in MARKS):
         read = [path for path in top if not any(fnmatch(path.name, name) for name in NOT_READ)]
         read += [path for path in sorted((source / TEMPLATES).glob("*")) if path.is_file()]

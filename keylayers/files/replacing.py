@@ -100,6 +100,12 @@ def writing(path: Path) -> Iterator[None]:
         raise BadInput(f"cannot write {str(path)!r}: {why}", *remedies) from error
 
 
+def make_folder(path: Path) -> None:
+    """Makes the folder and those around it, where they are not there. Raises BadInput, saying why, if it cannot."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 def remove_leftovers(folder: Path) -> int:
     """Deletes what killed processes left half-written below a folder that this process has to itself; their number."""
     found = []

@@ -12,6 +12,7 @@ from keylayers import criteria
 from keylayers.criteria.criterion import Evidence
 from keylayers.data.batches import Collated, batches
 from keylayers.errors import BadInput, BadScores, Diverged
+from keylayers.files.replacing import make_folder
 from keylayers.layers.gating import gated
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
@@ -126,7 +127,7 @@ def score(
         scores = spread(scores, place.layers)
     name = digest([place.task.fields(), criterion, dict(settings), adapter, records, granularity])[:16]
     file = Path("scores") / f"{place.task.name}-{criterion}-{name}.json"
-    (folder / file.parent).mkdir(exist_ok=True)
+    make_folder(folder / file.parent)
     save(scores, folder / file)
     return {"file": str(file), "seconds": scores.provenance.seconds, "peak": peak}
 

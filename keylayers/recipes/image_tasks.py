@@ -101,7 +101,6 @@ def store(model: nn.Module, folder: Path, key: object, beside: Mapping[str, nn.M
     `beside`: prefix -> a network that is stored in the same file.
     """
     place = Path("models") / f"{digest(key)[:20]}.safetensors"
-    (folder / place.parent).mkdir(exist_ok=True)
     tensors = {name: value for name, value in model.state_dict().items()}
     for prefix, network in (beside or {}).items():
         tensors |= {f"{prefix}{name}": value for name, value in network.state_dict().items()}

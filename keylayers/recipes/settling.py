@@ -11,6 +11,7 @@ from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.path_integral import PathIntegral, path_integral
 from keylayers.data.tokenise import Examples
 from keylayers.errors import BadInput
+from keylayers.files.replacing import make_folder
 from keylayers.layers.deltas import Deltas
 from keylayers.layers.layer import Layer
 from keylayers.recipes.settling_words import look_in_words
@@ -151,7 +152,7 @@ class _Watch:
         earlier = self.answers()
         scores = path_integral(replace(self.evidence, deltas=deltas), self.layers, PathIntegral(points=1))
         place = self._place(step)
-        place.parent.mkdir(exist_ok=True)
+        make_folder(place.parent)
         save(scores, place)
         before = max(earlier, default=None)
         move = None if before is None else moved(load(self._place(before)), scores, self.asked.rule)

@@ -1,7 +1,6 @@
 """Tune selected layers and, beside them, other choices at the same steps and seeds; measure all on held-out data."""
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from keylayers.actions.tune import TuneSettings, check_method, tune
 from keylayers.actions.tuning import selected_parameters
 from keylayers.data import Splits
 from keylayers.errors import BadScores, Diverged
+from keylayers.files.replacing import remove, writing
 from keylayers.layers.blocks import scalars
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
@@ -238,10 +238,11 @@ class _Work:
         result = self.run.path / "tuned"
         for one in self.request.rates:
             kept = self._folder(_name(self.request.select, 0, one)) / "tuned"
-            if one == rate and kept.exists():
-                shutil.rmtree(result, ignore_errors=True)
-                kept.rename(result)
-            shutil.rmtree(kept, ignore_errors=True)
+            with writing(result):
+                if one == rate and kept.exists():
+                    remove(result)
+                    kept.rename(result)
+                remove(kept)
 
     def _train(self, policy: str, seed: int, rate: float, report: Any) -> dict[str, Any]:
         request, folder = self.request, self._folder(_name(policy, seed, rate))

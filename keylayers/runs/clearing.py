@@ -56,7 +56,7 @@ def clear(folder: Path) -> list[str]:
     """
     tops = {entry.partition("/")[0] for entry in WRITTEN if "/" in entry}
     try:
-        for path in [*results(folder), folder / "log.jsonl"]:
+        for path in sorted([*results(folder), folder / "log.jsonl"], key=lambda path: path.name == SEAL):  # seals last
             remove(path)
         for top in (folder / name for name in sorted(tops)):
             if top.is_symlink():

@@ -43,7 +43,7 @@ class Given:
         for kind, sources in (("model", self.models), ("dataset", self.data)):
             for name in dict.fromkeys(map(str, filter(None, sources))):
                 repository = name.partition(":")[0]
-                if _HUB_ID.fullmatch(repository) and not _place(name).exists():
+                if _HUB_ID.fullmatch(repository) and not os.path.exists(_place(name)):
                     found[name] = Content(hub_commit(repository, kind) or "")
         return found
 
@@ -64,13 +64,13 @@ def hub_commit(repository: str, kind: str) -> str | None:
 def _files(sources: tuple[Source, ...]) -> Iterator[tuple[str, Path]]:
     for source in dict.fromkeys(map(str, filter(None, sources))):
         place = _place(source)
-        if place.exists():
+        if os.path.exists(place):
             for name, path in files_read(place).items():
                 yield (f"{source.rstrip('/')}/{name}" if name else source), path
         elif ":" in source:  # a factory; installed packages have versions, modules of the working folder have none
-            code = Path(*source.partition(":")[0].split(".")).with_suffix(".py")
-            if code.is_file():
-                yield str(code), code
+            code = f"{source.partition(':')[0].replace('.', os.sep)}.py"
+            if os.path.isfile(code):
+                yield code, Path(code)
 
 
 def _place(source: str) -> Path:

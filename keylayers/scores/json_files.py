@@ -94,8 +94,9 @@ class Record:
         content = {name: value for name, value in self.values.items() if name != SEAL}
         if self.has(SEAL) and not _is_of(self.values[SEAL], content):
             raise self.error(
-                f"{self.where}: does not match its {SEAL}: damaged, or changed by hand; if the change is meant, delete "
-                f"the line {SEAL!r}, else write the file again"
+                f"{self.where}: does not match its {SEAL}: damaged, or changed by hand",
+                f"delete the line {SEAL!r} if the change is meant",
+                "delete the file to have it made again",
             )
 
     def has(self, field: str) -> bool:

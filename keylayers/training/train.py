@@ -104,7 +104,8 @@ def train(
         raise BadInput("no parameter is trainable: the selection matched nothing in this model.")
     with TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
-        trainer = _trainer(model, examples, settings, place, report, before_step, keep=folder is not None)
+        with writing(place):  # it makes the folder
+            trainer = _trainer(model, examples, settings, place, report, before_step, keep=folder is not None)
         state = newest_whole(place)
         reset_peak()
         start = time.perf_counter()

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from keylayers.files.replacing import replacing
 from keylayers.world import evaluate, tokenizer
 from keylayers.world.rows import digest
 from keylayers.world.settings import LONG_ROWS, LONG_SHARES, NOTES, SHORT_NOTES, STAGES, Settings
@@ -24,10 +25,9 @@ def save_state(folder: Path, step: int, model, optimisers: list[torch.optim.Opti
     for i, optimiser in enumerate(optimisers):
         for j, state in optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{j}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    beside = folder / "state.part"
     notes = {"step": str(step), "log": json.dumps(log)}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, notes)
-    os.replace(beside, folder / STATE)
+    with replacing(folder / STATE) as beside:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, notes)
 
 
 def load_state(folder: Path, model, optimisers: list[torch.optim.Optimizer]) -> tuple[int, dict]:
@@ -77,9 +77,8 @@ def export(run: Path, to: Path, settings: Settings, model, step: int, log: dict)
         "losses": log["losses"],
         "figures": log["figures"],
     }
-    beside = to / "training.part"
-    beside.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(beside, to / "training.json")
+    with replacing(to / "training.json") as beside:
+        beside.write_text(json.dumps(record, indent=1) + "\n")
     return record
 
 

@@ -13,6 +13,8 @@ from keylayers.actions import revert as module
 from keylayers.errors import BadInput
 from keylayers.layers import named_layers
 from keylayers.layers.deltas import deltas_from_checkpoints
+from keylayers.runs.lock import locked_beside
+from keylayers.runs.seals import seal
 from keylayers.scores import Selection
 from tests.tiny_models import build, inputs
 
@@ -132,6 +134,27 @@ def test_an_existing_out_is_refused_and_left_alone(pair, tmp_path):
     with pytest.raises(BadInput, match="exists already; give another `out`"):
         write_reverted(base, tuned, chosen(model, *NAMES), tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_two_at_once_do_not_meet_and_what_a_killed_one_left_is_swept(pair, tmp_path):
+    base, tuned, model = pair
+    (tmp_path / ".out.0123abcd.tmp").mkdir()
+    (tmp_path / ".out.backup.tmp").write_text("somebody's")
+    with locked_beside(tmp_path / "out"), pytest.raises(BadInput, match="in use by process"):
+        write_reverted(base, tuned, chosen(model, *NAMES), tmp_path / "out")
+    write_reverted(base, tuned, chosen(model, *NAMES), tmp_path / "out")
+    assert {path.name for path in tmp_path.glob("*out*")} == {"out", ".out.backup.tmp"}
+
+
+def test_a_sealed_model_is_read_only_whole_and_its_seal_stays_with_it(pair, tmp_path):
+    base, tuned, model = pair
+    seal(tuned)
+    write_reverted(base, tuned, chosen(model, *NAMES), tmp_path / "out")
+    assert not (tmp_path / "out" / "seal.json").exists()
+    weights = tuned / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(BadInput, match=r"model.safetensors' does not match its sha256"):
+        write_reverted(base, tuned, chosen(model, *NAMES), tmp_path / "again")
 
 
 def test_checkpoints_of_different_models_are_refused_naming_what_differs(pair, tmp_path):

@@ -59,7 +59,7 @@ def test_another_failure_of_a_lock_is_told(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(fcntl, "flock", broken)
-    with pytest.raises(BadInput, match="cannot lock .*: Input/output error"), locked(tmp_path):
+    with pytest.raises(BadInput, match=r"cannot lock .*: Input/output error"), locked(tmp_path):
         pass
 
 
