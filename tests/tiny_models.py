@@ -62,6 +62,8 @@ VISION: dict[str, Callable[[], nn.Module]] = {
     "cifar-resnet": lambda: CifarResNet(2, (8, 16, 32)),
 }  # fmt: skip
 
+MASK = 4
+"""What stands in the place of a token that a masked model is asked for."""
 ALL = {**LANGUAGE, **VISION}
 CAUSAL = {name: build for name, build in LANGUAGE.items() if name not in ("t5", "bert")}
 
@@ -80,4 +82,7 @@ def inputs(name: str, batch: int = 2, seq: int = 12, seed: int = 0) -> dict[str,
         key = "x" if name == "cifar-resnet" else "pixel_values"
         return {key: torch.rand(batch, 3, size, size, generator=generator)}
     ids = torch.randint(3, 96, (batch, seq), generator=generator)
-    return {"input_ids": ids, "labels": ids.clone()}
+    seen = ids.clone()
+    if name == "bert":  # a masked model is asked for what it does not see
+        seen[:, 5::6] = MASK
+    return {"input_ids": seen, "labels": ids}

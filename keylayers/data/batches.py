@@ -17,12 +17,11 @@ _POOL = 50  # batches' worth of shuffled examples, at most, that are sorted by l
 
 def collate(examples: Examples, pad_id: int | None = None) -> dict[str, Int[Tensor, "batch seq"]]:
     """`input_ids`, `attention_mask` and `labels`, padded on the right to the longest; padding is never supervised."""
-    longest = max(map(len, examples.input_ids))
-    shape = (len(examples), longest)
+    shape = (len(examples), max(map(len, examples.input_ids)))
     batch = {
         "input_ids": torch.full(shape, examples.pad_id if pad_id is None else pad_id, dtype=torch.long),
         "attention_mask": torch.zeros(shape, dtype=torch.long),
-        "labels": torch.full(shape, IGNORED, dtype=torch.long),
+        "labels": torch.full((len(examples), max(map(len, examples.labels))), IGNORED, dtype=torch.long),
     }
     for row, (ids, labels) in enumerate(zip(examples.input_ids, examples.labels, strict=True)):
         batch["input_ids"][row, : len(ids)] = torch.tensor(ids)

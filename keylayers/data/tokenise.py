@@ -44,11 +44,14 @@ class TruncationReport:
 
 @dataclass(frozen=True)
 class Examples:
-    """Token sequences with labels at the same positions (Hugging Face's convention: the model shifts them)."""
+    """Token sequences with labels at the same positions (Hugging Face's convention: the model shifts them).
+
+    For an encoder-decoder model the labels are of what its decoder writes (`keylayers.data.fitting`).
+    """
 
     input_ids: tuple[tuple[int, ...], ...]
     labels: tuple[tuple[int, ...], ...]
-    """The token itself where it is supervised, else -100; never supervised at position 0, which nothing predicts."""
+    """The token where it is supervised, else -100; in a causal model never at position 0, which nothing predicts."""
     origins: tuple[str, ...]
     pad_id: int
     report: TruncationReport

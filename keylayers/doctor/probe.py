@@ -19,6 +19,7 @@ from keylayers.layers.ordering import example_inputs
 from keylayers.layers.structure import inner_module, unwrap
 from keylayers.measures.loss import evaluating
 from keylayers.measures.objective import Loss, image_loss, language_loss, model_device, on_device
+from keylayers.models.families import family_of
 from keylayers.models.loading import LoadedModel
 
 Inputs = dict[str, Any]
@@ -208,13 +209,16 @@ def _images(batch: int, shape: tuple[int, ...], seed: int, root: nn.Module) -> T
 
 
 def loss_for(model: nn.Module, inputs: Inputs) -> tuple[Loss, Inputs] | None:
-    """The loss that suits the network, and the input with labels for it; None for a network without logits."""
+    """The loss that suits the network, and the input with labels for it; None for a network without logits,
+    or one that sees all that it could be asked for."""
     if "input_ids" in inputs:
         root: Any = inner_module(unwrap(model))
-        if root.get_output_embeddings() is None:
+        family, ids = family_of(root), inputs["input_ids"]
+        if root.get_output_embeddings() is None or family == "bidirectional":
             return None
         batch = {key: value for key, value in inputs.items() if key != "decoder_input_ids"}
-        return language_loss, {**batch, "labels": inputs["input_ids"].clone()}
+        labels = ids.roll(1, dims=1) if family == "masked" else ids.clone()  # else it sees what it is asked for
+        return language_loss, {**batch, "labels": labels}
     count = len(next(iter(inputs.values())))
     return image_loss, {**inputs, "labels": torch.zeros(count, dtype=torch.long)}
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from annotated_types import Ge
 
 from keylayers.data.batches import collate
-from keylayers.data.tokenise import Examples
+from keylayers.data.tokenise import IGNORED, Examples
 from keylayers.doctor.costs import Workload, workload
 from keylayers.doctor.probe import Inputs, Patient, input_maker, layers_of
 from keylayers.errors import BadInput
@@ -119,7 +119,10 @@ def _inputs(request: DoctorRequest, loaded: LoadedModel) -> tuple[Callable[..., 
 def _from(examples: Examples, decoder_too: bool) -> Callable[[int, int, int], Inputs]:
     def make(batch: int, seq: int, seed: int) -> Inputs:
         places = [(seed * batch + index) % len(examples) for index in range(batch)]
-        made: Inputs = {key: value[:, :seq] for key, value in collate(examples.take(places)).items() if key != "labels"}
-        return made | ({"decoder_input_ids": made["input_ids"]} if decoder_too else {})
+        made: Inputs = {key: value[:, :seq] for key, value in collate(examples.take(places)).items()}
+        written = made.pop("labels")
+        return made | (
+            {"decoder_input_ids": written.masked_fill(written == IGNORED, examples.pad_id)} if decoder_too else {}
+        )
 
     return make

@@ -9,11 +9,12 @@ from torch import nn
 
 from keylayers.data.batches import batch_indices, collate
 from keylayers.data.records import Record, Records
-from keylayers.data.tokenise import IGNORED, Examples, padding_id, tokenise_prompts
+from keylayers.data.tokenise import IGNORED, Examples, closing, padding_id, tokenise_prompts
 from keylayers.errors import BadInput
 from keylayers.measures.intervals import Interval, wilson_interval
 from keylayers.measures.loss import evaluating
-from keylayers.measures.objective import logits_of, model_device
+from keylayers.measures.objective import model_device, predictions
+from keylayers.models.families import context_of, family_of
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,8 @@ def greedy_matches(model: nn.Module, examples: Examples, *, batch_size: int = 16
     found = [False] * len(examples)
     with evaluating(model), torch.no_grad():
         for places in batch_indices([len(ids) for ids in examples.input_ids], batch_size, shuffle=False):
-            batch = {key: value.to(model_device(model)) for key, value in collate(examples.take(places)).items()}
-            labels = batch.pop("labels")[:, 1:]
-            best = logits_of(model(**batch))[:, :-1].argmax(-1)
-            right = ((best == labels) | (labels == IGNORED)).all(1).tolist()
+            logits, targets = predictions(model, collate(examples.take(places)))
+            right = ((logits.argmax(-1) == targets) | (targets == IGNORED)).all(1).tolist()
             for place, hit in zip(places, right, strict=True):
                 found[place] = hit
     return tuple(found)
@@ -71,19 +70,29 @@ def exact_match(
 ) -> Accuracy:
     """Generates an answer to each record's prompt, greedily, and compares it with the record's completion.
 
-    Prompts are tokenised as `tokenise` does for training, and padded on the left. `matches(answer, expected)` decides
+    Prompts are tokenised as `tokenise` does for training, and padded on the left; to an encoder-decoder model they are
+    what its encoder reads. `matches(answer, expected)` decides
     what is right. `context` is the model's length limit (default: its configuration's, else the tokenizer's).
 
     Raises:
-        BadInput: if there is no record, one is a plain text, or a prompt leaves no room for the answer.
+        BadInput: if there is no record, one is a plain text, a prompt leaves no room for the answer, or the model does
+            not write.
     """
     from transformers import GenerationConfig
 
     if len(records) == 0:
         raise BadInput("there is no record to answer")
+    family = family_of(model)
+    if family in ("masked", "bidirectional"):
+        raise BadInput(
+            f"{type(model).__name__} writes no text, so nothing is generated; measure loss or tokens instead."
+        )
     prompts = tokenise_prompts(records, tokenizer, template=template)
-    own = getattr(model.config, "max_position_embeddings", None)
-    room = (context or own or int(tokenizer.model_max_length)) - max_new_tokens
+    room = (context or context_of(model) or int(tokenizer.model_max_length)) - max_new_tokens
+    if family == "encoder-decoder":
+        end = tuple(closing(tokenizer))
+        prompts = tuple((*prompt, *end) for prompt in prompts)
+        room += max_new_tokens  # the answer is written elsewhere
     too_long = [i for i, prompt in enumerate(prompts) if len(prompt) > room]
     if too_long:
         raise BadInput(
@@ -98,6 +107,7 @@ def exact_match(
         pad_token_id=padding_id(tokenizer),
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=_stop_ids(model, tokenizer),
+        decoder_start_token_id=getattr(model.config, "decoder_start_token_id", None),
     )
     answers = [""] * len(prompts)
     with evaluating(model), torch.no_grad():
@@ -118,7 +128,8 @@ def _generated(model: Any, prompts: list[tuple[int, ...]], settings: Any) -> lis
         mask[row, longest - len(prompt) :] = 1
     device = model_device(model)
     written = model.generate(input_ids=ids.to(device), attention_mask=mask.to(device), generation_config=settings)
-    return [_until_stop(row, settings.eos_token_id) for row in written[:, longest:].tolist()]
+    start = 1 if family_of(model) == "encoder-decoder" else longest
+    return [_until_stop(row, settings.eos_token_id) for row in written[:, start:].tolist()]
 
 
 def _until_stop(ids: list[int], stops: Sequence[int] | None) -> list[int]:

@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from keylayers.data.tokenise import IGNORED
 from keylayers.errors import BadInput, Diverged
 from keylayers.layers.structure import inner_module, unwrap
+from keylayers.models.families import family_of, has_language_head
 
 Batch = Mapping[str, Any]
 """Inputs of a model by the names its forward takes, and `labels`."""
@@ -41,19 +42,74 @@ def predictions(
 
     Causal models predict the label one place on; encoder-decoder and masked models the one at its own place. The
     model's own loss and its reduction are not used.
+
+    Raises:
+        BadInput: if the network predicts no tokens, or sees the ones that it is asked for.
     """
     root: Any = inner_module(unwrap(model))
-    config = getattr(root, "config", None)
+    config, family = getattr(root, "config", None), family_of(root)
     moved = on_device(batch, model_device(model))
     labels = moved["labels"]
     inputs = {key: value for key, value in moved.items() if key != "labels"}
     if hasattr(config, "use_cache"):
         inputs["use_cache"] = False  # keys and values serve generation; a loss has no use for them
-    if getattr(config, "is_encoder_decoder", False):
-        return logits_of(model(**inputs, labels=labels)), labels  # the model shifts them into the decoder's input
-    if type(root).__name__.endswith("ForMaskedLM"):
-        return logits_of(model(**inputs)), labels
-    return logits_of(model(**inputs))[:, :-1], labels[:, 1:]
+    if family == "encoder-decoder":
+        refuse_seen_answers(root, batch)
+        inputs["labels"] = labels  # the model shifts them into the decoder's input
+    output = model(**inputs)
+    if family != "encoder-decoder":  # not before: criteria of hidden states end the pass below the head
+        refuse_seen_answers(root, batch)
+    logits = _logits_per_token(output, batch["labels"], root)
+    if family in ("encoder-decoder", "masked"):
+        return logits, labels
+    return logits[:, :-1], labels[:, 1:]
+
+
+def refuse_seen_answers(root: nn.Module, batch: Batch) -> None:
+    """Raises BadInput, by name of the network, for labels that it would see among its inputs, or without a head."""
+    family, name = family_of(root), type(root).__name__
+    ids, labels = batch.get("input_ids"), batch["labels"]
+    if not has_language_head(root):
+        raise _headless(root)
+    if family == "bidirectional":
+        raise BadInput(
+            f"{name} attends to all places, so it sees every token that it is asked for and its loss would measure "
+            "copying",
+            "give a causal language model, an encoder-decoder, or a masked one (...ForMaskedLM)",
+        )
+    if family == "causal" or ids is None or ids.shape != labels.shape:
+        return
+    kept = labels != IGNORED
+    seen = bool((ids.to(labels.device) == labels)[kept].all())
+    if family == "masked" and seen and kept.any():
+        raise BadInput(
+            f"{name} sees all tokens that it is asked for, since none is masked; make its examples with "
+            "keylayers.data.fitting.fitted, or give a causal language model."
+        )
+    if family == "encoder-decoder" and seen and not kept[:, 0].any():
+        raise BadInput(
+            f"{name} would read prompt and answer in its encoder, and copy; make its examples with "
+            "keylayers.data.fitting.fitted, which gives the encoder the prompt and asks the decoder for the answer."
+        )
+
+
+def _logits_per_token(output: Any, labels: Tensor, root: nn.Module) -> Tensor:
+    """The logits. Raises BadInput unless there is a row over a vocabulary for every label."""
+    found = output if isinstance(output, Tensor) else output.get("logits") if isinstance(output, dict) else None
+    found = getattr(output, "logits", None) if found is None else found
+    if not isinstance(found, Tensor) or found.ndim != 3 or found.shape[:2] != labels.shape:
+        raise _headless(root)
+    if found.shape[-1] <= int(labels.max()):
+        raise _headless(root)
+    return found
+
+
+def _headless(root: nn.Module) -> BadInput:
+    return BadInput(
+        f"{type(root).__name__} gives no logits over a vocabulary for each token, so it has no loss on text: give the "
+        "checkpoint with its language head (...ForCausalLM), or a criterion of weights or hidden states alone, such as "
+        "spectral_exponent or block_influence."
+    )
 
 
 def supervised_losses(

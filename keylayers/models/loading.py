@@ -12,6 +12,7 @@ from keylayers.layers.blocks import scalars
 from keylayers.layers.structure import parameters_of
 from keylayers.models import trust
 from keylayers.models.factory import from_factory
+from keylayers.models.families import context_of
 from keylayers.models.sources import is_factory, local_folder
 from keylayers.models.trust import Trust
 
@@ -32,8 +33,7 @@ class LoadedModel:
     @property
     def context(self) -> int:
         """Longest sequence in tokens; 1024 where the model does not say."""
-        config = getattr(self.model, "config", None)
-        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1024)
+        return context_of(self.model) or 1024
 
     def identity(self) -> dict[str, Any]:
         """What a score file says about the model: id, revision, architecture, number of parameters."""

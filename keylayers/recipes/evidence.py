@@ -16,7 +16,7 @@ from keylayers.measures.measure import measure_named
 from keylayers.models import deltas_of
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.image_evidence import image_evidence
-from keylayers.recipes.inputs import Prepared, prepare_data, tuned_place
+from keylayers.recipes.inputs import Prepared, prepare_data, require_unseen, tuned_place
 from keylayers.recipes.score_request import ScoreRequest
 from keylayers.recipes.settling import learn_until_settled
 from keylayers.recipes.unloaded import unloaded
@@ -74,6 +74,8 @@ def _load(
     loaded = request.inputs.load_model()
     if outline is None:
         data = prepared(loaded)
+    if data is not None:
+        require_unseen(loaded, data)
     return loaded, named_layers(loaded.model, _granularity(request)), data
 
 

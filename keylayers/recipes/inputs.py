@@ -8,8 +8,12 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from keylayers.data import Examples, Records, Splits, load_splits, tokenise
+from keylayers.data.fitting import fitted
 from keylayers.data.formats import BAD_SHARE
+from keylayers.data.tokenise import closing
 from keylayers.errors import BadInput, KeylayersError
+from keylayers.measures.causality import require_causal
+from keylayers.models.families import family_of, vocabulary_of
 from keylayers.models.loading import LoadedModel, load_model, load_outline
 from keylayers.models.sources import is_factory
 from keylayers.runs import note
@@ -117,8 +121,13 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = No
         )
     splits = splits or inputs.load_splits()
     _note_left_out(str(inputs.data), splits.train)
+    family = family_of(loaded.model)
+    if family == "encoder-decoder":
+        _require_prompts(inputs, loaded, splits)
     asked = DEFAULT_LENGTH if inputs.max_length is None else inputs.max_length
     limit = min(asked, loaded.context)
+    if family in ("encoder-decoder", "masked"):  # their texts end with a mark of their own
+        limit = min(asked, loaded.context - len(closing(loaded.tokenizer)))
     if inputs.max_length is not None and limit < asked:
         note(f"{inputs.model} sees at most {limit} tokens; records are cut there, not at {asked}")
     parts = {}
@@ -134,11 +143,40 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = No
             note(f"{inputs.data}, {name}: {parts[name].report}")
         if refused := parts[name].report.refused:
             note(f"{inputs.data}, {name}: left out {len(refused)} conversations, first {refused[0].reason}")
+        parts[name] = fitted(parts[name], family, loaded.tokenizer)
+    _require_known_tokens(inputs, loaded, parts["calibration"])
     identity = tuple(
         {"id": inputs.data, "split": name, "sha256": getattr(splits, name).sha256, "records": len(parts[name])}
         for name in ("train", "calibration")
     )
     return Prepared(**parts, identity=identity, records=splits.calibration)
+
+
+def require_unseen(loaded: LoadedModel, data: Prepared) -> None:
+    """Raises BadInput if the network, once it is loaded, sees tokens that come after those it predicts."""
+    if family_of(loaded.model) == "causal":
+        require_causal(loaded.model, data.calibration.input_ids)
+
+
+def _require_prompts(inputs: Inputs, loaded: LoadedModel, splits: Splits) -> None:
+    bare = next((record for part in (splits.train, splits.calibration) for record in part if record.text), None)
+    if bare is not None:
+        raise BadInput(
+            f"{bare.origin} is a text without a prompt, and {inputs.model} ({type(loaded.model).__name__}) reads a "
+            "prompt in its encoder and writes an answer",
+            "give prompts with completions, or a causal language model",
+        )
+
+
+def _require_known_tokens(inputs: Inputs, loaded: LoadedModel, examples: Examples) -> None:
+    rows = vocabulary_of(loaded.model)
+    largest = max(max(ids) for ids in (*examples.input_ids, *examples.labels))
+    if rows is not None and largest >= rows:
+        raise BadInput(
+            f"the tokenizer of {inputs.model} has token {largest} ({loaded.tokenizer.decode([largest])!r}), but the "
+            f"model knows {rows:,} tokens only",
+            "give the tokenizer it was trained with, or enlarge its embeddings (resize_token_embeddings)",
+        )
 
 
 def _note_left_out(source: str, records: Records) -> None:

@@ -16,7 +16,7 @@ from keylayers.data.tokenise import Examples
 from keylayers.layers.gating import gated
 from keylayers.measures.loss import ExampleLosses, example_losses
 from keylayers.models import deltas_of
-from keylayers.recipes.inputs import Inputs, prepare_data, tuned_place
+from keylayers.recipes.inputs import Inputs, prepare_data, require_unseen, tuned_place
 from keylayers.recipes.tune import check_scores_fit
 from keylayers.runs import RunFolder, note, progress, read_run
 from keylayers.scores import LayerScores, select
@@ -90,6 +90,7 @@ def choose_share(request: ShareRequest, run: RunFolder, scores: LayerScores) -> 
     if data is None:
         check_scores_fit(scores, loaded.model, request.inputs.model)
         data = prepare_data(request.inputs, loaded, splits)
+    require_unseen(loaded, data)
     _note_origins(request, scores)
     deltas = deltas_of(loaded.model, place, scores.layers, **request.inputs.trust)
     for text in deltas.notes:

@@ -21,7 +21,7 @@ from keylayers.measures.blow_ups import best_rate, blown_up
 from keylayers.measures.loss import example_losses
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.comparison import COLUMNS, Arm, Comparison, with_interval
-from keylayers.recipes.inputs import Inputs, Prepared, prepare_data
+from keylayers.recipes.inputs import Inputs, Prepared, prepare_data, require_unseen
 from keylayers.runs import RunFolder, digest, note, progress
 from keylayers.runs.seals import sealed_folder
 from keylayers.scores import LayerScores, Selection, select
@@ -78,6 +78,7 @@ def compare_arms(request: TuneRequest, run: RunFolder, scores: LayerScores | Non
     data = None if outline is None else _checked(request, scores, outline, splits)  # before its weights are loaded
     loaded = _load(request)
     data = data or _checked(request, scores, loaded, splits)
+    require_unseen(loaded, data)
     layers = scores.layers if scores is not None else named_layers(loaded.model, request.granularity)
     selected = {policy: choose(scores, layers, policy, seed=0) for policy in request.policies}
     for selection in selected.values():

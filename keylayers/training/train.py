@@ -16,7 +16,8 @@ from keylayers.data.batches import collate
 from keylayers.data.tokenise import Examples
 from keylayers.errors import BadInput, Diverged
 from keylayers.files.replacing import writing
-from keylayers.layers.structure import unwrap
+from keylayers.layers.structure import inner_module, unwrap
+from keylayers.measures.objective import refuse_seen_answers
 from keylayers.settings import Count, NotNegative, Positive, Seed, Settings, Share
 from keylayers.training.memory import peak_bytes, reset_peak
 from keylayers.training.sampling import LikeLengths, padding
@@ -98,10 +99,13 @@ def train(
 
     Raises:
         Diverged: at the first loss that is not finite, or if the last step left such a weight; names the step.
-        BadInput: if no parameter asks for gradients.
+        BadInput: if no parameter asks for gradients, or the network would see the answers that it is to learn.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise BadInput("no parameter is trainable: the selection matched nothing in this model.")
+    network = inner_module(unwrap(model))
+    if hasattr(network, "get_output_embeddings"):
+        refuse_seen_answers(network, collate(examples.take([0])))
     with TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
         with writing(place):  # it makes the folder

@@ -112,6 +112,7 @@ def test_encoder_and_decoder_have_streams_and_paddings_of_their_own() -> None:
     model = tiny_models.build("t5")
     layers = named_layers(model, "block")
     batch = text(8)[0]
+    batch["input_ids"] = batch["input_ids"].flip(1)  # an encoder reads something else than the answer
     with torch.no_grad(), capture(model, layers) as captured:
         language_loss(model, batch)
     seen = Seen(model, batch, layers, captured)

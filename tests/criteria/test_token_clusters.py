@@ -132,7 +132,8 @@ def test_scores_are_the_same_whatever_the_batches_and_their_order() -> None:
 def test_encoder_and_decoder_are_each_compared_with_their_own_first_block() -> None:
     model = tiny_models.build("t5")
     layers = named_layers(model, "block")
-    scores = token_clusters(Evidence(model=model, data=text(4)), layers, TokenClusters(clusters=4))
+    data = [{**batch, "input_ids": batch["input_ids"].flip(1)} for batch in text(4)]  # read something else than answers
+    scores = token_clusters(Evidence(model=model, data=data), layers, TokenClusters(clusters=4))
     curve = scores.provenance.settings["curve_adjusted"]
     assert curve[0] > curve[1] and curve[2] > curve[3]
     np.testing.assert_allclose(scores.values, [0, curve[0] - curve[1], 0, curve[2] - curve[3]], atol=1e-12)

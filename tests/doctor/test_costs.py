@@ -119,7 +119,9 @@ def test_memory_of_a_step_is_what_it_really_takes(name, method):
     with ready_to_train(model, selection, method) as (trained, chosen):
         optimiser = torch.optim.AdamW(chosen)
         with kept_for_backward(trained) as graph:
-            summed, terms = language_loss(trained, {**given.work.batch, "labels": given.work.batch["input_ids"]})
+            summed, terms = language_loss(
+                trained, {**given.work.batch, "labels": given.work.batch["input_ids"].roll(1, 1)}
+            )
         (summed / terms).backward()
         optimiser.step()
         state = optimiser.state.values()
