@@ -114,8 +114,8 @@ def _answer_span(record: Record, index: int, whole: str, tokenizer: Any) -> tupl
 
 def _displaced(record: Record, index: int) -> BadInput:
     return BadInput(
-        f"{record.origin}: the chat template changes the text around turn {index + 1}, so its place cannot be told; "
-        "use --template plain, or a text with {prompt} and {completion}"
+        f"{record.origin}: the chat template changes the text around turn {index + 1}, so its place cannot be told",
+        "use `template=plain`",
     )
 
 
@@ -136,7 +136,8 @@ def _rendered(record: Record, turns: Sequence[Turn], tokenizer: Any, prompt: boo
     except Exception as error:  # templates raise jinja errors, and plain ones where they index what is not there
         raise BadInput(
             f"{record.origin}: the tokenizer's chat template refuses this conversation "
-            f"({', '.join(turn.role for turn in turns)}): {error}; use --template plain"
+            f"({', '.join(turn.role for turn in turns)}): {error}",
+            "use `template=plain`",
         ) from error
 
 

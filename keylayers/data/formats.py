@@ -125,8 +125,8 @@ def detect_format(rows: Iterable[object], columns: Mapping[str, str], source: st
     shown = ", ".join(key if len(key) <= 40 else f"{key[:40]}..." for key in keys[:12])
     found = f"records with the keys {shown}" if keys else "neither objects nor texts"
     raise BadInput(
-        f"{source} fits no known format: it holds {found}; expected {_known_layouts()}. Where the columns have other "
-        f"names, map them: --column prompt=MY_QUESTION --column completion=MY_ANSWER"
+        f"{source} fits no known format: it holds {found}; expected {_known_layouts()}",
+        "map columns of other names: `columns.prompt=MY_QUESTION` `columns.completion=MY_ANSWER`",
     )
 
 
@@ -174,8 +174,8 @@ def _refuse_if_bad(source: str, format: str, good: int, bad: list[Skipped], bad_
     lines = [f"{source}: {len(bad)} of {good + len(bad)} records are bad as {format} (share {share:.3g}, {allowed}):"]
     lines += [f"  {skipped.origin}: {skipped.reason}" for skipped in bad[:5]]
     lines += [f"  ... and {len(bad) - 5} more"] if len(bad) > 5 else []
-    remedy = f", or let them be left out with --bad-share {min(1.0, share * 1.01):.3g}" if good else ""
-    raise BadInput("\n".join([*lines, f"Mend or remove them, or map other columns with --column ROLE=NAME{remedy}"]))
+    allow = [f"let them be left out with `bad_share={min(1.0, share * 1.01):.3g}`"] if good else []
+    raise BadInput("\n".join(lines), "mend or remove them", *allow)
 
 
 def _known_layouts() -> str:

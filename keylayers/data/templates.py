@@ -21,15 +21,13 @@ def resolve_template(tokenizer: Any, template: str) -> str:
     if template == "auto":
         return "chat" if has_chat else PLAIN
     if template == "chat" and not has_chat:
-        raise BadInput(
-            "--template chat: this tokenizer has no chat template; use plain, or a text with {prompt} and {completion}"
-        )
+        raise BadInput("`template=chat`: this tokenizer has no chat template", "use `template=plain`")
     if template in ("chat", "plain"):
         return {"chat": "chat", "plain": PLAIN}[template]
     places = (template.count("{prompt}"), template.count("{completion}"))
     if places != (1, 1) or template.index("{prompt}") > template.index("{completion}"):
         raise BadInput(
-            f"--template {template!r}: expected auto, chat, plain, or a text with {{prompt}} once and, after it, "
+            f"`template={template}`: expected auto, chat, plain, or a text with {{prompt}} once and, after it, "
             f"{{completion}} once"
         )
     return template

@@ -130,10 +130,10 @@ def tokenise(
         kept_labels.append(labels)
         origins.append(record.origin)
     if len(refused) > bad_share * len(records):
-        more = f" (and {len(refused) - 1} more of {len(records)} records)" if len(refused) > 1 else ""
-        raise BadInput(f"{refused[0].reason}{more}")
+        counted = f"{len(refused)} of {len(records)} conversations cannot be told by the template, the first: "
+        raise BadInput(f"{counted if len(records) > 1 else ''}{refused[0].reason}")
     if not kept_ids:
-        raise BadInput(_nothing_to_learn(records, limit, shortest_start or 0))
+        raise _nothing_to_learn(records, limit, shortest_start or 0)
     report = TruncationReport(limit, len(records), truncated, lost, dropped, tuple(refused))
     return Examples(tuple(kept_ids), tuple(kept_labels), tuple(origins), padding_id(tokenizer), report)
 
@@ -171,12 +171,13 @@ def padding_id(tokenizer: Any) -> int:
     return 0
 
 
-def _nothing_to_learn(records: Records | Sequence[Record], limit: int, shortest_start: int) -> str:
+def _nothing_to_learn(records: Records | Sequence[Record], limit: int, shortest_start: int) -> BadInput:
     source = records.source if isinstance(records, Records) else records[0].origin
-    return (
+    return BadInput(
         f"data with no supervised token: all {len(records)} records of {source} lose their completion, because the "
-        f"prompts alone fill the {limit} tokens a record is cut at (the shortest has {shortest_start}); give shorter "
-        f"prompts, or raise --max-length up to the model's context"
+        f"prompts alone fill the {limit} tokens a record is cut at (the shortest has {shortest_start})",
+        "give shorter prompts",
+        "raise `max_length` up to the model's context",
     )
 
 

@@ -140,7 +140,7 @@ def test_too_many_bad_records_list_the_first_five_and_the_share_to_allow(tmp_pat
     message = str(caught.value)
     assert "7 of 16" in message and "... and 2 more" in message
     assert [f"{path}:{line}:" in message for line in range(9, 16)] == [False, True, True, True, True, True, False]
-    assert len(load_records(path, bad_share=float(message.rpartition("--bad-share ")[2]))) == 9
+    assert len(load_records(path, bad_share=float(message.rpartition("bad_share=")[2].rstrip("`.")))) == 9
 
 
 def test_bad_share_may_be_reached_but_not_passed(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_empty_file(tmp_path: Path, content: str) -> None:
 
 def test_unknown_layout_lists_its_keys_and_the_known_ones(tmp_path: Path) -> None:
     path = stored(tmp_path / "a.jsonl", [{"frage": "f", "antwort": "a"}])
-    with pytest.raises(BadInput, match=r"the keys antwort, frage; expected messages .*alpaca.*--column prompt="):
+    with pytest.raises(BadInput, match=r"the keys antwort, frage; expected messages .*alpaca.*columns.prompt="):
         load_records(path)
     with pytest.raises(BadInput, match="neither objects nor texts"):
         load_records(stored(path, [1, 2]))

@@ -73,7 +73,7 @@ def test_chat_without_generation_prompt() -> None:
 
 def test_a_conversation_the_template_refuses_is_named() -> None:
     twice = Record((*TALK.turns[1:2], *TALK.turns[1:3]), origin="a.jsonl:3")
-    with pytest.raises(BadInput, match=r"a\.jsonl:3: .*refuses.*roles must alternate.*--template plain"):
+    with pytest.raises(BadInput, match=r"a\.jsonl:3: .*refuses.*roles must alternate.*.*template=plain"):
         learnt(merging(INSTRUCT), twice, "auto")
 
 
@@ -146,5 +146,5 @@ def test_auto_is_chat_where_there_is_a_chat_template() -> None:
 
 @pytest.mark.parametrize("template", ["chat", "", "{prompt}", "{completion}{prompt}", "{prompt}{prompt}{completion}"])
 def test_impossible_templates(template: str) -> None:
-    with pytest.raises(BadInput, match="--template"):
+    with pytest.raises(BadInput, match="template="):
         resolve_template(byte_level(), template)
