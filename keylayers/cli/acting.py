@@ -55,6 +55,7 @@ def export(
         str | None, typer.Option(help="Base model, its config.json suffices; default: the one the scores name.")
     ] = None,
     tuned: Annotated[str | None, typer.Option(help="Tuned model, for targets that take layers from one.")] = None,
+    remainder: o.Remainder = "tuned",
     rank: Annotated[int, typer.Option(help="Rank of LoRA adapters, for targets that have them.")] = 16,
     alpha: Annotated[
         float | None, typer.Option(help="LoRA's alpha, which scales by alpha / rank; default: twice the rank.")
@@ -78,16 +79,17 @@ def export(
 
 def revert(
     model: Annotated[str, typer.Option(help="Base checkpoint folder, or bundled:llama.")],
-    tuned: Annotated[str, typer.Option(help="Tuned checkpoint folder.")],
+    tuned: Annotated[str, typer.Option(help="Tuned checkpoint folder or LoRA adapter.")],
     scores: Annotated[Path, typer.Option(help="Score file, folder or hub user/repo.")],
     out: Annotated[Path, typer.Option(help="Folder for the new checkpoint.")],
     select: Annotated[str, typer.Option(help="Layers whose change stays.")] = "top:75%",
+    remainder: o.Remainder = "tuned",
     config: o.Config = None,
 ) -> None:
     """Take back the changes of the layers outside a selection; no training, streamed from disk."""
     from keylayers.cli.runs import run_revert
 
-    run_revert(model, tuned, scores, out, select)
+    run_revert(model, tuned, scores, out, select, remainder)
 
 
 def harden(

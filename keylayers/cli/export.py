@@ -35,16 +35,21 @@ def run_export(scores: str, options: dict[str, Any]) -> None:
     for caveat in caveats(selection):
         note(caveat)
     quiet_libraries()
+    from keylayers.exports import get
     from keylayers.exports.target import ExportSettings
+    from keylayers.layers.versions import remainder_named
 
     model, source = _model(found, options["model"], options["trust_remote_code"])
     settings = ExportSettings(
         model=_known_elsewhere(source),
         tuned=_known_elsewhere(options["tuned"] or ExportSettings.tuned),
+        remainder=remainder_named(options["remainder"]),
         rank=options["rank"],
         alpha=2.0 * options["rank"] if options["alpha"] is None else options["alpha"],
         scores=found,
     )
+    if options["tuned"] is not None and any(get(name).merges for name in targets):
+        _check_versions(model, source, options["tuned"], options["trust_remote_code"])
     note(f"{selection.policy} of {source}, scored by {found.criterion}")
     exports = [_export(model, selection, name, settings, options["ranks"], options["nearest"]) for name in targets]
     for export in exports:
@@ -85,6 +90,28 @@ def _model(scores: "LayerScores", named: str | None, trust_remote_code: bool) ->
         raise BadInput(f"the scores are of {stored!r}, but: {problem} Name the model as --model.") from problem
     check_scores_fit(scores, model, stored if named is None else source)
     return model, source
+
+
+def _check_versions(model: "nn.Module", source: str, tuned: str, trust_remote_code: bool) -> None:
+    """Raises BadInput if a tuned model on this machine is no version of the base whose tensors could be exchanged."""
+    from keylayers.layers.tensors import tensors_in_memory
+    from keylayers.layers.versions import versions
+    from keylayers.models.adapters import is_adapter
+    from keylayers.models.loading import load_shape
+    from keylayers.models.sources import local_folder
+
+    folder = local_folder(tuned)
+    if folder is None:  # a hub id, which the other tool reads
+        return
+    if is_adapter(folder):
+        raise BadInput(
+            f"{tuned} is a LoRA adapter, and mergekit takes tensors from a whole model; merge the adapter first, or "
+            "use keylayers revert, which takes it as it is."
+        )
+    other = load_shape(str(folder), trust_remote_code=trust_remote_code)
+    both = versions(tensors_in_memory(model, source), tensors_in_memory(other, tuned), model)
+    if both.rows:
+        raise BadInput(f"{both.notes()[0]}; mergekit would need one vocabulary: use keylayers revert instead.")
 
 
 def _known_elsewhere(source: str) -> str:

@@ -65,6 +65,9 @@ DATA = "Hub id, .json .jsonl .parquet .csv .txt (also .gz), a folder of them, or
 Data = Annotated[str, typer.Option(help=DATA)]
 Weights = Annotated[str | None, typer.Option(help="Safetensors for a package.module:factory model.")]
 Granularity = Annotated[str, typer.Option(help="block, sublayer, linear, expert, router, conv or skip.")]
+Remainder = Annotated[
+    str, typer.Option(help="Whose stays what no scored layer holds (norms, embeddings): tuned or base.")
+]
 Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: prompt=NAME, completion=NAME.")]
 Template = Annotated[
     str, typer.Option(help="Conversations as text: auto, chat, plain, or a text with {prompt} and {completion}.")

@@ -121,7 +121,7 @@ def run_tune(options: dict[str, Any]) -> None:
     end_with_report(folder)
 
 
-def run_revert(base: str, tuned: str, scores: Path, out: Path, policy: str) -> None:
+def run_revert(base: str, tuned: str, scores: Path, out: Path, policy: str, remainder: str) -> None:
     """`keylayers revert`."""
     from keylayers.runs import note
     from keylayers.scores import load_scores, select
@@ -132,12 +132,19 @@ def run_revert(base: str, tuned: str, scores: Path, out: Path, policy: str) -> N
         note(caveat)
     quiet_libraries()
     from keylayers.actions.revert import write_reverted
+    from keylayers.layers.versions import remainder_named
     from keylayers.models.sources import local_folder
+    from keylayers.models.stored import fetched
+    from keylayers.models.tuned import tuned_path
+    from keylayers.recipes.inputs import tuned_place
 
-    kept, taken_back = write_reverted(
-        local_folder(base) or Path(base), local_folder(tuned) or Path(tuned), selection, out
-    )
-    say(f"{out}: {kept} tensors from {tuned}, {taken_back} from {base}")
+    kept = remainder_named(remainder)
+    first, second = local_folder(base) or fetched(base), tuned_path(tuned_place(tuned))
+    made = write_reverted(first, second, selection, out, remainder=kept)
+    for text in made.notes:
+        note(text)
+    say(f"{out}: {made.tuned} tensors from {tuned}, {len(made.tensors) - made.tuned} from {base}")
+    say(f"{made.remainder} (--remainder {kept})")
 
 
 def _inputs(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""mergekit: a YAML that takes the selected layers exactly from the tuned model, and all else from the base.
+"""mergekit: a YAML that takes the selected layers exactly from the tuned model, the other scored ones from the base.
+
+What no scored layer holds (norms, embeddings) comes from either, as `keylayers revert` does it: from the tuned unless
+asked otherwise.
 
 `mergekit-yaml merge.yaml OUT` with method `linear` and weights 1 and 0 per tensor copies exactly: 1 x + 0 y = x for
 finite x and y (only a negative zero may lose its sign). The rule that reads a weight is restated from
@@ -16,7 +19,7 @@ from torch import nn
 from keylayers.exports.loaded import require_loadable
 from keylayers.exports.lora import mapping_of, nearest_matrices
 from keylayers.exports.stored import require_whole, stored_tensors
-from keylayers.exports.target import CannotExpress, ExportSettings, Target
+from keylayers.exports.target import CannotExpress, ExportSettings, Target, scored_tensors
 from keylayers.exports.yaml_text import yaml_text
 from keylayers.layers.blocks import find_blocks
 from keylayers.layers.structure import parameters_of, unwrap
@@ -32,7 +35,8 @@ def render(model: nn.Module, selection: Selection, settings: ExportSettings) -> 
     require_whole(selection, "mergekit")
     if settings.model == settings.tuned:
         raise CannotExpress(f"base and tuned model are both called {settings.model!r}; mergekit needs two.")
-    filters = _filters(stored_tensors(model), selection)
+    rest = stored_tensors(model) - scored_tensors(selection) if settings.remainder == "tuned" else set[str]()
+    filters = _filters(stored_tensors(model), selection, rest)
     document = {
         "merge_method": "linear",
         "base_model": settings.model,
@@ -41,7 +45,10 @@ def render(model: nn.Module, selection: Selection, settings: ExportSettings) -> 
             {"model": settings.model, "parameters": {"weight": _weights(filters, chosen=0.0)}},
         ],
     }
-    notes = [f"mergekit-yaml {FILE} OUT: exactly these layers from the tuned model, everything else from the base"]
+    notes = [
+        f"mergekit-yaml {FILE} OUT: exactly these layers from the tuned model, the other scored ones from the base",
+        f"what no scored layer holds (norms, embeddings) from the {settings.remainder} model (--remainder)",
+    ]
     return {FILE: yaml_text(document, selection, notes)}
 
 
@@ -88,18 +95,19 @@ def _require_mergeable(model: nn.Module) -> None:
         raise CannotExpress(f"mergekit drops {uneven[0]} without a word, since not every block has such experts.")
 
 
-def _filters(stored: set[str], selection: Selection) -> list[tuple[str, bool]]:
-    """(part of a name, whether tensors with it are selected), in the order in which mergekit must try them.
+def _filters(stored: set[str], selection: Selection, rest: set[str]) -> list[tuple[str, bool]]:
+    """(part of a name, whether tensors with it are tuned), in the order in which mergekit must try them.
 
     A layer's own name with a dot after it where that is safe. Where a name is part of another's (`down_proj` of
-    `down_proj_bias`) and only one of them is selected, full names, longest first, so that each finds itself first.
+    `down_proj_bias`) and only one of them is tuned, full names, longest first, so that each finds itself first.
     """
-    wanted = {name for layer in selection.chosen for name in layer.parameters}
+    wanted = {name for layer in selection.chosen for name in layer.parameters} | rest
     texts = []
     for layer in selection.chosen:
         within = f"{layer.name}."
         reached = {name for name in stored if within in name}
         texts += [within] if reached == set(layer.parameters) else list(layer.parameters)
+    texts += sorted(rest)
     caught = {name for name in stored - wanted if any(text in name for text in texts)}
     if caught:
         return [(name, name in wanted) for name in sorted(wanted | caught, key=lambda name: (-len(name), name))]
@@ -107,7 +115,7 @@ def _filters(stored: set[str], selection: Selection) -> list[tuple[str, bool]]:
 
 
 def _weights(filters: Sequence[tuple[str, bool]], chosen: float) -> list[dict[str, Any]]:
-    conditions = [{"filter": text, "value": chosen if selected else 1 - chosen} for text, selected in filters]
+    conditions = [{"filter": text, "value": chosen if tuned else 1 - chosen} for text, tuned in filters]
     return [*conditions, {"value": 1 - chosen}]
 
 
@@ -148,5 +156,6 @@ TARGET = Target(
     render=render,
     read_back=read_back,
     nearest=nearest_matrices,
+    merges=True,
     usage=f"mergekit-yaml {FILE} OUT; both checkpoints need the same dtype and vocabulary.",
 )

@@ -11,7 +11,8 @@ from torch import nn
 from keylayers.errors import BadInput, BadSelection
 from keylayers.exports import get
 from keylayers.layers.layer import Layer
-from keylayers.layers.structure import parameters_of
+from keylayers.layers.structure import first_names, parameters_of
+from keylayers.layers.versions import REMAINDER, Remainder
 from keylayers.scores.scores import LayerScores
 from keylayers.scores.selection import Selection
 from keylayers.settings import Count, Positive, Settings
@@ -35,6 +36,8 @@ class ExportSettings(Settings):
     """The base model as the other tool should name it."""
     tuned: str = "TUNED"
     """The tuned model, where a target takes layers from one."""
+    remainder: Remainder = REMAINDER
+    """Whose is there what no scored layer holds (norms, embeddings)."""
     rank: Count = 16
     alpha: Positive = 32.0
     """The update is (alpha / rank) * B @ A."""
@@ -74,6 +77,8 @@ class Target:
     """What to do with the files."""
     adapters: Callable[[nn.Module, Mapping[str, str]], dict[str, Adapter]] | None = None
     """For LoRA: what `read_back` finds, with the rank and scale each layer would get."""
+    merges: bool = False
+    """Whether it puts a model together from a base and a tuned one."""
 
 
 @dataclass(frozen=True)
@@ -88,15 +93,22 @@ class Export:
     """What the target's own rule selected when it read the files: layers or parameters, by unwrapped name, sorted."""
     unit: Unit
     usage: str
+    remainder: Remainder | None = None
+    """Of a merge: whose is what no scored layer holds."""
+    beyond: int = 0
+    """How many parameters that is."""
 
     def __str__(self) -> str:
         """What matched, in one line: `37/224 layers, 11/32 blocks, 4.1 % of the parameters of all layers`."""
-        chosen = self.selection
+        chosen, matched, said = self.selection, len(self.matched), ""
+        if self.remainder and self.beyond:
+            matched -= self.beyond if self.remainder == "tuned" else 0
+            said = f"; the {self.beyond} that no scored layer holds come from the {self.remainder} model"
         blocks, among = _blocks(chosen.chosen), _blocks(chosen.layers)
         return (
             f"{self.target}: {len(chosen)}/{len(chosen.layers)} layers, {len(blocks)}/{len(among)} blocks, "
             f"{chosen.share_of_parameters:.1%} of the layers' parameters; "
-            f"its own rule matched exactly these ({len(self.matched)} {self.unit})"
+            f"its own rule matched exactly these ({matched} {self.unit}){said}"
         )
 
 
@@ -133,7 +145,10 @@ def verified(model: nn.Module, selection: Selection, target: Target, settings: E
     files = target.render(model, selection, settings)
     adapters = target.adapters(model, files) if target.adapters is not None else {}
     found = set(adapters) if target.adapters is not None else target.read_back(model, files)
-    wanted = _wanted(selection, target.unit)
+    wanted, rest = _wanted(selection, target.unit), set[str]()
+    if target.merges:
+        rest = _unscored(model, selection)
+        wanted |= rest if settings.remainder == "tuned" else set()
     if found != wanted:
         raise CannotExpress(f"{target.name} would select other {target.unit} than asked: {_difference(wanted, found)}.")
     for name, adapter in adapters.items():
@@ -143,7 +158,17 @@ def verified(model: nn.Module, selection: Selection, target: Target, settings: E
                 f"{target.name} would give {name} rank {adapter.rank} and alpha / rank {adapter.scale:g}, "
                 f"not {rank} and {scale:g} as asked."
             )
-    return Export(target.name, MappingProxyType(files), selection, tuple(sorted(found)), target.unit, target.usage)
+    whose = settings.remainder if target.merges else None
+    return Export(
+        target.name,
+        MappingProxyType(files),
+        selection,
+        tuple(sorted(found)),
+        target.unit,
+        target.usage,
+        whose,
+        len(rest),
+    )
 
 
 def _require_present(model: nn.Module, selection: Selection) -> None:
@@ -181,6 +206,17 @@ def _wanted(selection: Selection, unit: Unit) -> set[str]:
     if unit == "layers":
         return set(selection.names)
     return {name for layer in selection.chosen for name in layer.parameters}
+
+
+def scored_tensors(selection: Selection) -> set[str]:
+    """The tensors that scored layers hold, or parts of them, as a checkpoint names them."""
+    return {name.partition("[")[0] for layer in selection.layers for name in layer.stored}
+
+
+def _unscored(model: nn.Module, selection: Selection) -> set[str]:
+    """The parameters that no scored layer holds, tied ones under their first name."""
+    first = first_names(model)
+    return {name for name in parameters_of(model) if first[name] == name} - scored_tensors(selection)
 
 
 def _difference(wanted: set[str], found: set[str]) -> str:

@@ -13,6 +13,20 @@ from keylayers.layers.layer import Layer
 from keylayers.layers.structure import Node, first_names, logical_shape, parameters_of, tensors_of, unwrap, walk
 from keylayers.layers.versions import alike, change_of
 
+VARIANTS = (
+    "use_dora",
+    "lora_bias",
+    "layer_replication",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "use_qalora",
+    "velora_config",
+    "monteclora_config",
+    "kasa_config",
+    "use_bdlora",
+    "megatron_config",
+)
+"""Settings of peft that make LoRA more than a product added to each weight."""
 Precisions = Mapping[str, torch.dtype]
 """Stored name -> the precision of what an adapter stores in full; what is missing is taken as it was loaded."""
 
@@ -52,9 +66,7 @@ def check_plain(config: Any, called: str) -> None:
             f"{called} began with init_lora_weights={start!r}, which changes the base weights too; merge it and give "
             "both checkpoints."
         )
-    kinds = ("use_dora", "lora_bias", "layer_replication", "alora_invocation_tokens", "arrow_config", "use_qalora")
-    kinds += ("velora_config", "monteclora_config", "kasa_config", "use_bdlora", "megatron_config")
-    if odd := next((kind for kind in kinds if getattr(config, kind, None)), None):
+    if odd := next((kind for kind in VARIANTS if getattr(config, kind, None)), None):
         raise BadInput(
             f"{called} is more than a product of two matrices added to each weight ({odd} is set); merge it and give "
             "both checkpoints."
@@ -162,7 +174,7 @@ def _saved(node: Node, trained: nn.Module, shared: set[str], stored: Precisions)
 def _tokens(node: Node, layer: Any, adapter: str, shared: set[str], stored: Precisions) -> dict[str, Delta]:
     """The change of single tokens: peft keeps their new rows. A tied head that follows them changes with them."""
     name = f"{node.name}.weight"
-    weight, rows = node.inner.weight.detach(), _copy(layer.trainable_tokens_delta[adapter])
+    weight, rows = parameters_of(node.inner)["weight"].detach(), _copy(layer.trainable_tokens_delta[adapter])
     rows = rows.to(stored.get(f"{node.name}.trainable_tokens_delta", rows.dtype))
     index = torch.tensor(list(layer.token_indices[adapter]), device=weight.device)
     change = change_of(weight[index], rows)

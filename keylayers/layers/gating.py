@@ -96,11 +96,11 @@ class _Place:
 
     def load(self, like: Tensor) -> "_Loaded":
         """The change in the parameter's precision and on its device."""
-        first = self.parts[0]
-        if all(isinstance(part, LowRankDelta) and part.scaling == first.scaling for part in self.parts):
-            pairs = [part.factors() for part in self.parts]
+        first, thin = self.parts[0], [part for part in self.parts if isinstance(part, LowRankDelta)]
+        if len(thin) == len(self.parts) and len({part.scaling for part in thin}) == 1:
+            pairs = [part.factors() for part in thin]
             left, right = (torch.stack(one) if self.sliced else one[0] for one in zip(*pairs, strict=True))
-            return _Factors(left.to(like), right.to(like), first.scaling)
+            return _Factors(left.to(like), right.to(like), thin[0].scaling)
         whole = getattr(first, "whole", None)
         if self.sliced and whole is not None and all(getattr(part, "whole", None) is whole for part in self.parts):
             return _Dense(whole.dense().to(like))  # read at once, not slice by slice
@@ -156,8 +156,8 @@ def _placed(deltas: Deltas) -> dict[str, _Place]:
     places = {}
     for name, parts in found.items():
         ordered = [parts[key] for key in sorted(parts, key=lambda key: int(key.removesuffix("]") or 0))]
-        gates, changes = tuple(index for index, _ in ordered), tuple(delta for _, delta in ordered)
-        places[name] = _Place(gates, changes, sliced="" not in parts)
+        gates, made = tuple(index for index, _ in ordered), tuple(delta for _, delta in ordered)
+        places[name] = _Place(gates, made, sliced="" not in parts)
     return places
 
 

@@ -31,6 +31,11 @@ class Layer:
     tied_to: str | None = None
     """Parameter elsewhere that shares its storage (an output head tied to the embeddings); training one trains both."""
 
+    @property
+    def stored(self) -> tuple[str, ...]:
+        """Its parameters as a checkpoint names them: what is tied is stored under its first name."""
+        return self.parameters if self.tied_to is None else (self.tied_to,)
+
 
 def layer_named(layers: Sequence[Layer], name: str) -> Layer:
     """The layer of that name. Raises UnknownName with the nearest names."""

@@ -8,14 +8,27 @@ precisions, and of tables with unequal numbers of rows (a vocabulary that grew) 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from keylayers.errors import BadInput
+from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.structure import first_names, parameters_of, unwrap, walk
 from keylayers.layers.tensors import TensorSource
+
+Remainder = Literal["tuned", "base"]
+REMAINDER: Remainder = "tuned"
+"""Whose tensors stay where no scored layer holds them (norms, embeddings), for whatever is put together of two models.
+The tuned ones unless asked: no score says that they can go, scores are measured with them in place, and tokens that
+tuning added need theirs."""
+
+
+def remainder_named(name: str) -> Remainder:
+    """The name itself. Raises UnknownName for another than tuned and base."""
+    if name not in get_args(Remainder):
+        raise UnknownName("remainder", name, get_args(Remainder))
+    return cast(Remainder, name)
 
 
 @dataclass(frozen=True)

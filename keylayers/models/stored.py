@@ -35,7 +35,7 @@ def stored_weights(
         named = None if weights is None else tensors_on_disk(weights)
         loaded = LoadedModel(shape, source)
     else:
-        folder = local_folder(source) or _fetched(source)
+        folder = local_folder(source) or fetched(source)
         named = _by_model_names(shape, tensors_on_disk(folder))
         loaded = LoadedModel(shape, source, folder=folder)
     if named is None:
@@ -44,7 +44,8 @@ def stored_weights(
     return (loaded, named) if _complete(shape, named) else None
 
 
-def _fetched(source: str) -> Path:
+def fetched(source: str) -> Path:
+    """The safetensors and configuration of a hub id, from the cache if they are there. Raises BadInput."""
     from huggingface_hub import snapshot_download
 
     remedy = "give a hub id that is reachable or cached, or a checkpoint folder"
@@ -72,7 +73,25 @@ def _by_model_names(shape: nn.Module, stored: TensorSource) -> TensorSource | No
         return None
 
 
-def _renamed(model: Any, stored: TensorSource) -> TensorSource:
+def places_of(shape: nn.Module, stored: TensorSource) -> dict[str, str]:
+    """Stored name -> the parameter of the model that it becomes, or is a part of: `name[3]` for what is of one expert.
+
+    A name that transformers would not rename is its own place.
+    """
+    try:
+        plain, converted, by_pattern = _matched(unwrap(shape), stored)
+    except (ImportError, AttributeError, TypeError):  # as for `_by_model_names`
+        return {name: name for name in stored}
+    places = {name: target for target, name in plain.items()}
+    for target, sources in converted.items():
+        rule = by_pattern[next(iter(sources))]
+        for place, parts in _steps(rule, target, sources):
+            places |= {name: place for names in parts.values() for name in names}
+    return {name: places.get(name, name) for name in stored}
+
+
+def _matched(model: Any, stored: TensorSource) -> tuple[dict[str, str], dict[str, Sources], dict[str, Any]]:
+    """Model's name -> the stored one that it is; model's name -> the stored ones it is made of; pattern -> its rule."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightConverter, dot_natural_key, rename_source_key
 
@@ -81,17 +100,24 @@ def _renamed(model: Any, stored: TensorSource) -> TensorSource:
     conversions = [rule for rule in rules if isinstance(rule, WeightConverter)]
     renamings = [rule for rule in rules if not isinstance(rule, WeightConverter)]
     by_pattern = {pattern: rule for rule in conversions for pattern in rule.source_patterns}
-    loaders: dict[str, Callable[[], Tensor]] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    plain: dict[str, str] = {}
     converted: dict[str, Sources] = defaultdict(lambda: defaultdict(list))
     for name in sorted(stored, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, conversions, model.base_model_prefix, expected)
         if target not in expected and name in expected:
             target, pattern = name, None
         if pattern is None:
-            loaders[target], shapes[target] = stored[name], stored.shapes[name]
+            plain[target] = name
         elif target in expected:
             converted[target][pattern].append(name)
+    return plain, converted, by_pattern
+
+
+def _renamed(model: Any, stored: TensorSource) -> TensorSource:
+    expected = model.state_dict()
+    plain, converted, by_pattern = _matched(model, stored)
+    loaders: dict[str, Callable[[], Tensor]] = {target: stored[name] for target, name in plain.items()}
+    shapes: dict[str, tuple[int, ...]] = {target: stored.shapes[name] for target, name in plain.items()}
     for target, sources in converted.items():
         rule = by_pattern[next(iter(sources))]
         for place, parts in _steps(rule, target, sources):

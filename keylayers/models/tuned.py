@@ -50,7 +50,7 @@ def deltas_of(
         return deltas_from_checkpoints(base, stored, layers)
     shape = load_shape(str(path), trust_remote_code=trust_remote_code)
     versions(first, tensors_in_memory(shape, str(path)), base)  # before memory is spent on its weights
-    options: dict[str, Any] = {"dtype": _dtype_of(stored), "device": "cpu", "allow_pickle": allow_pickle}
+    options: dict[str, Any] = {"dtype": dtype_stored(stored), "device": "cpu", "allow_pickle": allow_pickle}
     other = load_model(str(path), trust_remote_code=trust_remote_code, **options).model
     return deltas_from_checkpoints(base, tensors_in_memory(other, str(path)), layers)
 
@@ -94,7 +94,7 @@ def _on_this_machine(source: str, allow_pickle: bool) -> Path:
         return Path(snapshot_download(source, allow_patterns=wanted))
 
 
-def _dtype_of(stored: TensorSource) -> str:
+def dtype_stored(stored: TensorSource) -> str:
     """The precision of the largest tensor of a checkpoint."""
     largest = max((name for name in stored if name not in stored.counters), key=lambda n: math.prod(stored.shapes[n]))
     return str(stored[largest]().dtype).removeprefix("torch.")

@@ -47,7 +47,9 @@ NAMED = {
     "llamafactory": lambda text: yaml.safe_load(text)["lora_target"].split(","),
     "unsloth": lambda text: json.loads(text)["target_modules"],
     "mergekit": lambda text: [
-        row["filter"][:-1] for row in yaml.safe_load(text)["models"][0]["parameters"]["weight"] if "filter" in row
+        row["filter"][:-1]
+        for row in yaml.safe_load(text)["models"][0]["parameters"]["weight"]
+        if row.get("filter", "")[-1:] == "."
     ],
 }
 """Target -> the layers its one file names."""

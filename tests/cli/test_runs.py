@@ -1,6 +1,7 @@
 """score, tune and revert from the command line: results where they belong, and every bad input one clear text."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -102,9 +103,11 @@ def test_revert_writes_a_checkpoint(cli, world, scores, tmp_path):
             parameter += 0.1
     model.save_pretrained("tuned")
     words = ("--model", world.model, "--tuned", "tuned", "--scores", scores)
-    result = cli("revert", *words, "--out", "kept", "--select", "top:50%")
+    result = cli("revert", *words, "--out", "kept", "--select", "top:50%", "--remainder", "base")
     assert result.code == 0 and "kept: " in result.out and "tensors from tuned" in result.out
+    assert re.search(r"tensors are the base model's: model.embed_tokens.weight.* \(--remainder base\)", result.out)
     assert (tmp_path / "kept" / "model.safetensors").is_file()
+    assert "unknown remainder 'bsae'" in cli("revert", *words, "--out", "other", "--remainder", "bsae").err
     assert "exists already" in cli("revert", *words, "--out", "kept").err
     assert "did you mean 'top'" in cli("revert", *words, "--out", "other", "--select", "topp:50%").err
     assert "is a LoRA adapter" not in result.err

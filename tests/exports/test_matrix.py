@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from keylayers.exports import TARGETS, get
-from keylayers.exports.target import CannotExpress, Export, export
+from keylayers.exports.target import CannotExpress, Export, ExportSettings, export
 from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import parameters_of
 from keylayers.scores import LayerScores, Selection, select
@@ -99,7 +99,7 @@ def test_exported_and_read_back_identical_or_refused_with_the_reason(target, nam
                 export(model_of(name), selection, target)
             _check_nearest(target, name, refused.value)
             continue
-        made = export(model_of(name), selection, target)
+        made = export(model_of(name), selection, target, ExportSettings(remainder="base"))
         wanted = _wanted(selection, target)
         assert set(made.matched) == wanted, (kind, made.matched)
         if target in MINE:

@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keylayers.exports import mergekit
+from keylayers.exports.stored import stored_parameters
 from keylayers.exports.target import CannotExpress, ExportSettings, export
 from keylayers.layers import Layer, named_layers, parameters_of
 from keylayers.scores import Selection
 from tests.tiny_models import CAUSAL, build
 
 GPT_OSS = build("gpt-oss")
-SETTINGS = ExportSettings(model="org/base", tuned="org/tuned")
+SETTINGS = ExportSettings(model="org/base", tuned="org/tuned", remainder="base")
 REFUSED = {"gpt-neox": "attention.bias", "deepseek-v3": "drops model.layers.1.mlp.experts.gate_up_proj without a word"}
 
 
@@ -53,7 +54,12 @@ def test_every_parameter_comes_from_the_model_asked_for(name):
         Selection.of(named_layers(model, "block"), blocks=[1]),
     ):
         found = export(model, selection, "mergekit", SETTINGS)
-        assert set(found.matched) == {name for layer in selection.chosen for name in layer.parameters}
+        chosen = {name for layer in selection.chosen for name in layer.parameters}
+        assert set(found.matched) == chosen
+        whole = export(model, selection, "mergekit", replace(SETTINGS, remainder="tuned"))
+        scored = {name for layer in selection.layers for name in layer.parameters}
+        assert set(whole.matched) == chosen | (stored_parameters(model) - scored)
+        assert "that no scored layer holds come from the tuned model" in str(whole)
 
 
 @settings(max_examples=25)
