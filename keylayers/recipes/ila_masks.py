@@ -48,7 +48,7 @@ MASKS = {
 REFERENCES = ("midpoint", "leave one out", "norm")
 """What the masks are compared with: ways of scoring of the whole study."""
 
-TRAINED = (USUAL, STEEPEST, "Adam 0.05 x 400 from 4", CONVERGED)
+TRAINED = (USUAL, STEEPEST, "Adam 0.05 x 400 from 4")
 """Masks whose layers are also trained from the start, each beside random layers of its own kinds."""
 
 
@@ -102,15 +102,19 @@ def trial_of(name: str) -> Trial:
 
 def reproduce(trial: Trial, run: RunFolder, processes: int = 2) -> Iterator[tuple[Tried, ...]]:
     """What is known after every part: first the masks of every task, then what training their layers gives."""
-    found: list[Tried] = []
     with workers(processes) as pool:
-        desk = Desk(run, pool)
-        for task in trial.tasks:
-            found.append(_scored(desk, task, trial))
-            yield tuple(found)
-        for at, tried in enumerate(found):
-            found[at] = _trained(desk, tried, trial)
-            yield tuple(found)
+        yield from tried(Desk(run, pool), trial)
+
+
+def tried(desk: Desk, trial: Trial) -> Iterator[tuple[Tried, ...]]:
+    """The same, at that desk."""
+    found: list[Tried] = []
+    for task in trial.tasks:
+        found.append(_scored(desk, task, trial))
+        yield tuple(found)
+    for at, one in enumerate(found):
+        found[at] = _trained(desk, one, trial)
+        yield tuple(found)
 
 
 def kinds_of(name: str) -> str:
@@ -131,15 +135,15 @@ def _scored(desk: Desk, task: Task, trial: Trial) -> Tried:
     return Tried(task, before, found.scores, found.seconds, found.whole, left)
 
 
-def _trained(desk: Desk, tried: Tried, trial: Trial) -> Tried:
-    sets: dict[str, Sets] = {"midpoint": best_of(tried.scores["midpoint"], trial.budget)}
+def _trained(desk: Desk, found: Tried, trial: Trial) -> Tried:
+    sets: dict[str, Sets] = {"midpoint": best_of(found.scores["midpoint"], trial.budget)}
     for name in trial.trained:
-        sets[name] = best_of(tried.scores[name], trial.budget)
-        sets[kinds_of(name)] = random_like(tried.scores[name], trial.budget, draw=1, like=SAME_KINDS)
-    sets[RANDOM] = _drawn(tried.scores["midpoint"], trial, RANDOM)
-    offered = trial.rates if tried.task.inputs.model.startswith("bundled:") else trial.real_rates
-    results, rates = retrained(desk, tried.task, sets, trial.seeds, offered)
-    return replace(tried, retrained={**results, ALL: tried.kept[ALL]}, rates={**rates, ALL: trial.stage_one})
+        sets[name] = best_of(found.scores[name], trial.budget)
+        sets[kinds_of(name)] = random_like(found.scores[name], trial.budget, draw=1, like=SAME_KINDS)
+    sets[RANDOM] = _drawn(found.scores["midpoint"], trial, RANDOM)
+    offered = trial.rates if found.task.inputs.model.startswith("bundled:") else trial.real_rates
+    results, rates = retrained(desk, found.task, sets, trial.seeds, offered)
+    return replace(found, retrained={**results, ALL: found.kept[ALL]}, rates={**rates, ALL: trial.stage_one})
 
 
 def _drawn(scores: tuple[LayerScores, ...], trial: Trial, like: str) -> Sets:

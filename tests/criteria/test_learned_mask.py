@@ -55,7 +55,7 @@ def test_adam_follows_the_written_out_recursion() -> None:
         gradient = TRUTH.gradient(sigmoid(s)) * sigmoid(s) * (1 - sigmoid(s))
         mean, square = 0.9 * mean + 0.1 * gradient, 0.999 * square + 0.001 * gradient**2
         s = s - 0.05 * (mean / (1 - 0.9**step)) / (np.sqrt(square / (1 - 0.999**step)) + 1e-8)
-    np.testing.assert_allclose(learnt(initial=0.5, learning_rate=0.05, steps=7), s, rtol=1e-5)
+    np.testing.assert_allclose(learnt(initial=0.5, optimiser="adam", learning_rate=0.05, steps=7), s, rtol=1e-5)
 
 
 def test_top_k_moves_along_gates_of_constant_sum() -> None:
@@ -66,7 +66,7 @@ def test_top_k_moves_along_gates_of_constant_sum() -> None:
         return TRUTH.loss(soft_top_k(torch.from_numpy(s), 0.4 * 3).numpy())
 
     slope = np.array([(loss(start + h * one) - loss(start - h * one)) / (2 * h) for one in np.eye(3)])
-    scores = learnt(budget="top_k", share=0.4, optimiser="sgd", learning_rate=rate, steps=1)
+    scores = learnt(initial=4.0, budget="top_k", share=0.4, learning_rate=rate, steps=1)
     np.testing.assert_allclose((start - scores) / rate, slope, rtol=1e-4)
     assert abs(slope.sum()) < 1e-8  # no direction that would open all gates together
 
@@ -199,8 +199,8 @@ def test_resuming_repeats_no_step_that_was_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"initial": 0.0}, r"initial \(stored 4\.0, given 0\.0\)"),
-        ({"optimiser": "sgd"}, r"optimiser \(stored 'adam', given 'sgd'\)"),
+        ({"initial": 4.0}, r"initial \(stored 0\.0, given 4\.0\)"),
+        ({"optimiser": "adam", "learning_rate": 3.0}, r"optimiser \(stored 'sgd', given 'adam'\)"),
         ({"steps": 2}, r"steps \(stored 4, given 2\)"),
     ],
 )
@@ -283,6 +283,13 @@ def test_it_stops_at_rest_where_asked_resumed_or_not(tmp_path: Path) -> None:
         learned_mask(stopping(keeping, steps - 10), LAYERS, settings)
     resumed = learned_mask(keeping, LAYERS, settings)
     assert np.array_equal(resumed.values, whole.values) and resumed.provenance.settings["losses"] == [losses]
+
+
+@pytest.mark.parametrize(("optimiser", "rate"), [("sgd", 3.0), ("adam", 0.01)])
+def test_each_optimiser_has_a_rate_of_its_own_and_the_provenance_names_it(optimiser: str, rate: float) -> None:
+    found = learned_mask(SINGLE, LAYERS, LearnedMask(optimiser=optimiser, steps=2))
+    assert np.array_equal(found.values, learnt(optimiser=optimiser, steps=2, learning_rate=rate))
+    assert found.provenance.settings["learning_rate"] == rate
 
 
 def test_where_the_gates_ended_is_noted() -> None:

@@ -128,6 +128,22 @@ def test_a_partial_stage_one_is_the_start_of_the_whole(task, tmp_path):
     assert short["losses"][0] == part["losses"][0] and short["losses"] != part["losses"]  # another schedule
 
 
+def test_a_mask_can_be_learnt_on_the_records_that_were_trained_on(study, tmp_path):
+    scale, _, folder = study
+    place, (adapter, *_) = bench.bench(scale.tasks[0].fields()), sorted((folder / "stage1").glob("small-*/adapter"))
+    on = {}
+    for records in ("calibration", "training"):
+        found = cells.score(
+            place,
+            tmp_path,
+            criterion="learned_mask",
+            settings={"steps": 1, "records": records},
+            adapter=str(adapter),
+        )
+        on[records] = cells.scores_in(tmp_path, found).values
+    assert not np.array_equal(on["calibration"], on["training"])
+
+
 def test_tables_say_what_the_figures_say(study):
     _, results, _ = study
     found = ila_tables.tables(Study(results))
