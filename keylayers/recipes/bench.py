@@ -13,6 +13,7 @@ from keylayers.measures.loss import example_losses
 from keylayers.models import deltas_of
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.inputs import Inputs, Prepared, prepare_data
+from keylayers.recipes.reaching import within_adapters, within_reach
 from keylayers.runs import digest
 from keylayers.runs.seals import check_seal
 from keylayers.training.adapters import LoraSettings
@@ -103,4 +104,6 @@ def _bench(key: _Hashed) -> Bench:
     control = None
     if task.control is not None:
         control = prepare_data(replace(task.inputs, data=task.control, records=1), loaded)
-    return Bench(task, loaded, named_layers(loaded.model, "linear"), prepare_data(task.inputs, loaded), control)
+    data = prepare_data(task.inputs, loaded)
+    layers = within_reach(loaded.model, named_layers(loaded.model, "linear"), data.train)
+    return Bench(task, loaded, within_adapters(loaded.model, layers), data, control)

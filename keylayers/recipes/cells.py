@@ -20,6 +20,7 @@ from keylayers.layers.restoring import restored
 from keylayers.layers.tensors import tensors_in_memory
 from keylayers.measures.accuracy import greedy_matches
 from keylayers.recipes.bench import Bench, bench
+from keylayers.recipes.reaching import within_reach
 from keylayers.recipes.score_request import settings_of
 from keylayers.runs import digest, versions
 from keylayers.runs.quiet import quiet_libraries
@@ -100,7 +101,9 @@ def score(
     if records is not None:
         calibration = calibration.take(range(min(records, len(calibration))))
     try:
-        scored = place.layers if granularity is None else named_layers(place.loaded.model, granularity)
+        scored = place.layers
+        if granularity is not None:
+            scored = within_reach(place.loaded.model, named_layers(place.loaded.model, granularity), place.data.train)
     except BadInput as error:
         if not optional:
             raise

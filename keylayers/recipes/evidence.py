@@ -13,16 +13,19 @@ from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.tensors import TensorSource, tensors_in_memory
 from keylayers.measures.measure import measure_named
+from keylayers.measures.reach import reached
 from keylayers.models import deltas_of
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.image_evidence import image_evidence
 from keylayers.recipes.inputs import Prepared, prepare_data, require_unseen, tuned_place
+from keylayers.recipes.reaching import RECORDS, within_adapters, within_reach
 from keylayers.recipes.score_request import ScoreRequest
 from keylayers.recipes.settling import learn_until_settled
 from keylayers.recipes.unloaded import unloaded
 from keylayers.runs import RunFolder, note, progress, versions
 from keylayers.runs.seals import check_seal
 from keylayers.scores import Provenance
+from keylayers.training.lora_names import adaptable
 from keylayers.training.stage_one import ADAPTER, learn_deltas
 from keylayers.training.states import forget
 
@@ -74,9 +77,14 @@ def _load(
     loaded = request.inputs.load_model()
     if outline is None:
         data = prepared(loaded)
-    if data is not None:
-        require_unseen(loaded, data)
-    return loaded, named_layers(loaded.model, _granularity(request)), data
+    layers = named_layers(loaded.model, _granularity(request))
+    if data is None:
+        return loaded, layers, None
+    require_unseen(loaded, data)
+    layers = within_reach(loaded.model, layers, data.train)
+    if "deltas" in needs and place is None and request.sibling is None:  # of what stage 1 cannot train nothing is known
+        layers = within_adapters(loaded.model, layers)
+    return loaded, layers, data
 
 
 def _batches(request: ScoreRequest, data: Prepared) -> int:
@@ -101,7 +109,8 @@ def deltas_for(
         )
         return deltas_of(loaded.model, stored / ADAPTER, layers)
     assert data is not None
-    adapted = named_layers(loaded.model, "linear")
+    linear = adaptable(loaded.model, named_layers(loaded.model, "linear"))
+    adapted = reached(loaded.model, linear, batches(data.train, RECORDS, shuffle=False))
     _require_overlap(adapted, layers, _granularity(request))
     with progress[int](request.stage_one.steps, "stage 1: LoRA on all layers") as bar:
 

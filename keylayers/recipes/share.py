@@ -17,6 +17,7 @@ from keylayers.layers.gating import gated
 from keylayers.measures.loss import ExampleLosses, example_losses
 from keylayers.models import deltas_of
 from keylayers.recipes.inputs import Inputs, prepare_data, require_unseen, tuned_place
+from keylayers.recipes.reaching import scores_within_reach
 from keylayers.recipes.tune import check_scores_fit
 from keylayers.runs import RunFolder, note, progress, read_run
 from keylayers.scores import LayerScores, select
@@ -92,6 +93,7 @@ def choose_share(request: ShareRequest, run: RunFolder, scores: LayerScores) -> 
         data = prepare_data(request.inputs, loaded, splits)
     require_unseen(loaded, data)
     _note_origins(request, scores)
+    scores = scores_within_reach(loaded.model, scores, data.calibration)
     deltas = deltas_of(loaded.model, place, scores.layers, **request.inputs.trust)
     for text in deltas.notes:
         note(text)

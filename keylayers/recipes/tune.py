@@ -22,6 +22,7 @@ from keylayers.measures.loss import example_losses
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.comparison import COLUMNS, Arm, Comparison, with_interval
 from keylayers.recipes.inputs import Inputs, Prepared, prepare_data, require_unseen
+from keylayers.recipes.reaching import scores_within_reach, within_adapters, within_reach
 from keylayers.runs import RunFolder, digest, note, progress
 from keylayers.runs.seals import sealed_folder
 from keylayers.scores import LayerScores, Selection, select
@@ -79,7 +80,13 @@ def compare_arms(request: TuneRequest, run: RunFolder, scores: LayerScores | Non
     loaded = _load(request)
     data = data or _checked(request, scores, loaded, splits)
     require_unseen(loaded, data)
-    layers = scores.layers if scores is not None else named_layers(loaded.model, request.granularity)
+    adapted = request.settings.method != "full"
+    if scores is not None:
+        scores = scores_within_reach(loaded.model, scores, data.train, adapted=adapted)
+        layers = scores.layers
+    else:
+        layers = within_reach(loaded.model, named_layers(loaded.model, request.granularity), data.train)
+        layers = within_adapters(loaded.model, layers) if adapted else layers
     selected = {policy: choose(scores, layers, policy, seed=0) for policy in request.policies}
     for selection in selected.values():
         _check(request, loaded.model, selection)

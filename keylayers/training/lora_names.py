@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -10,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from keylayers.errors import BadSelection
 from keylayers.layers.layer import Layer
-from keylayers.layers.structure import parameters_of, walk
+from keylayers.layers.structure import parameters_of, unwrap, walk
 
 OLDER_EXPERTS = {"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"}
 """Names of experts' parts and routers before transformers 5 fused them; peft still translates them."""
@@ -51,6 +52,25 @@ class LoraNames:
 def has_matrix(layer: Layer) -> bool:
     """Whether the layer is one weight that LoRA can adapt; blocks, sublayers and single experts are not."""
     return layer.name in layer.parameters or f"{layer.name}.weight" in layer.parameters
+
+
+def adaptable(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers without those that peft refuses by name: in some state-space models a kernel reads the weights of a
+    projection past the module, and so past its adapter."""
+    from peft.tuners import tuners_utils
+
+    check = getattr(tuners_utils, "_check_lora_target_modules_mamba", None)
+    if check is None:
+        return tuple(layers)
+
+    def takes(layer: Layer) -> bool:
+        try:
+            check(SimpleNamespace(peft_type="LORA"), unwrap(model), layer.name.rpartition(".")[2])
+        except ValueError:
+            return False
+        return True
+
+    return tuple(layer for layer in layers if takes(layer))
 
 
 def lora_names(model: nn.Module, layers: Sequence[Layer]) -> LoraNames:
