@@ -209,8 +209,12 @@ def _agreement_notes(tables: Sequence[AgreementTable]) -> tuple[str, ...]:
     if len(tables[0].pairs) > 1:
         stable = tables[0].stability
         notes.append(
-            f"Stability of all the sets (1 equal, 0 chance): {number(stable.value, 3)}, 95 % interval "
-            f"{number(stable.low, 3)} to {number(stable.high, 3)}."
+            f"Stability of all the sets (1 equal, 0 chance): {number(stable.value, 3)}"
+            + (
+                ", without an interval, which takes five that differ."
+                if stable.low is None or stable.high is None
+                else f", 95 % interval {number(stable.low, 3)} to {number(stable.high, 3)}."
+            )
         )
     if tied := sum(any(pair.ties) for pair in pairs):
         notes.append(f"In {plural(tied, 'pair')} ties across the cut were decided by a draw.")

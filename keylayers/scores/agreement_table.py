@@ -78,12 +78,12 @@ class AgreementTable:
             "p-values adjusted for the number of pairs (Holm)"
         )
         titles = ("pair", "Jaccard", "chance", "Kuncheva", "Spearman", "p random", "p same kinds", "p along depth")
-        foot = (
-            f"stability of the sets (Nogueira; 1 equal, 0 chance): {stable.value:.3f}, "
-            f"{stable.level:.0%} interval {stable.low:.3f} to {stable.high:.3f}"
-        )
-        depths = [pair.of_acted.smallest_p("depth") for pair in self.pairs]
-        foot += f"\nsmallest p attainable along depth, before adjusting: {p_text(min(depths))} to {p_text(max(depths))}"
+        foot = f"stability of the sets (Nogueira; 1 equal, 0 chance): {stable.value:.3f}"
+        if stable.low is not None:
+            foot += f", {stable.level:.0%} interval {stable.low:.3f} to {stable.high:.3f}"
+        for null, words in (("kind", "with same kinds"), ("depth", "along depth")):
+            least = [pair.of_acted.smallest_p(null) for pair in self.pairs]
+            foot += f"\nsmallest p attainable {words}, before adjusting: {p_text(min(least))} to {p_text(max(least))}"
         tied = sum(any(pair.ties) for pair in self.pairs)
         foot += f"\nties across the cut decided by a draw in {tied} pairs" if tied else ""
         return f"{head}\n{table_text([titles, *self.rows()])}\n{foot}"
