@@ -34,20 +34,10 @@ def _spelling(parameter: Any) -> str:
     return flag.lstrip("-").replace("-", "_")
 
 
-def _yaml_settings(path: Path) -> dict[Any, Any]:
-    import yaml
+def _yaml_settings(path: Path) -> dict[str, Any]:
+    from keylayers.files.settings import read_settings
 
-    from keylayers.errors import BadInput
-
-    try:
-        stored = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"--config {path}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise BadInput(f"--config {path} is no YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(stored, dict):
-        raise BadInput(f"--config {path} must hold settings as `name: value` lines.")
-    return stored
+    return read_settings(path, f"--config {path}")
 
 
 Config = Annotated[

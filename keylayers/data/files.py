@@ -1,17 +1,19 @@
 """Rows out of files: json, jsonl, csv, tsv, txt (each also gzipped), parquet and arrow; nothing is evaluated."""
 
 import csv
-import gzip
+import io
 import json
+import os
 import re
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from keylayers.errors import BadInput
+from keylayers.files import check_regular, explained, reason
+from keylayers.files.bounded import Unpacked, unpacked
 
 Row = tuple[str, object]
 """Origin (`file:line` or `file[index]`) and what stands there."""
@@ -42,10 +44,12 @@ def file_rows(path: Path) -> Iterator[Row]:
     Raises:
         BadInput: if the file is missing, of an unknown kind, truncated, not UTF-8 or malformed; names the line.
     """
-    if not path.is_file():
-        there = sorted(p.name for p in path.parent.iterdir() if file_kind(p)) if path.parent.is_dir() else []
+    if not os.path.exists(path):
+        names = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+        there = sorted(name for name in names if file_kind(Path(name)))
         hint = f"; {path.parent} has {', '.join(there[:8])}" if there else ""
-        raise BadInput(f"no such data file: {path}{' is a folder' if path.is_dir() else ''}{hint}")
+        raise BadInput(f"no such data file: {path}{hint}")
+    check_regular(path)
     kind = file_kind(path)
     if kind is None:
         raise BadInput(f"{path}: cannot tell its format from its name; expected one of {known_suffixes()}")
@@ -59,33 +63,25 @@ def known_suffixes() -> str:
 
 @contextmanager
 def _opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    try:
-        opener = gzip.open if path.suffix.lower() == ".gz" else open
-        with opener(path, "rt", encoding="utf-8-sig", newline=newline) as handle:
-            yield handle  # type: ignore[misc]
-    except UnicodeDecodeError as error:
-        byte = error.object[error.start]
-        raise BadInput(
-            f"{path} is not UTF-8 text (byte 0x{byte:02x} cannot be decoded); convert it, for example with "
-            f"`iconv -f LATIN1 -t UTF-8`"
-        ) from None
-    except EOFError:
-        raise BadInput(f"{path} is a truncated gzip file: it ends before its end marker; fetch it again") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise BadInput(f"{path} is not a sound gzip file ({error}); fetch it again") from None
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror or error}") from None
+    with unpacked(path) as file:
+        try:
+            with io.TextIOWrapper(file, encoding="utf-8-sig", newline=newline) as handle:
+                yield handle
+        except UnicodeDecodeError as error:
+            byte = error.object[error.start]
+            raise BadInput(
+                f"{path} is not UTF-8 text (byte 0x{byte:02x} cannot be decoded); convert it, for example with "
+                f"`iconv -f LATIN1 -t UTF-8`"
+            ) from None
 
 
 def _parsed(text: str, where: str) -> object:
     try:
         return json.loads(text)
-    except RecursionError:
-        raise BadInput(f"{where}: JSON nested too deeply to be data") from None
     except json.JSONDecodeError as error:
         raise BadInput(f"{where}: invalid JSON: {error.msg} at column {error.colno}") from None
-    except ValueError as error:  # an integer of thousands of digits
-        raise BadInput(f"{where}: invalid JSON: {error}") from None
+    except (RecursionError, ValueError) as error:  # ValueError: an integer of thousands of digits
+        raise BadInput(f"{where}: invalid JSON: {reason(error)}") from None
 
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
@@ -131,27 +127,31 @@ def _is_lines(content: str) -> bool:
 def _table_rows(path: Path, delimiter: str) -> Iterator[Row]:
     """Rows of a table; a column without a name (an index, a spreadsheet's empty ones) is left out."""
     limit = csv.field_size_limit(2**31 - 1)  # answers longer than the default 128 KiB are data, not an attack
-    line = 1
     try:
         with _opened(path, newline="") as handle:
-            delimiter, skipped = _delimiter(handle, delimiter)
-            reader = csv.reader(handle, delimiter=delimiter, strict=True)
-            header = [name.strip() for name in next((cells for cells in reader if cells), [])]
-            named = [name for name in header if name]
-            if len(set(named)) < len(named):
-                raise BadInput(f"{path}:1: a column name occurs twice in the header: {', '.join(named)}")
-            line = reader.line_num + 1 + skipped
-            for cells in reader:
-                over, under = cells[len(header) :], header[len(cells) :]
-                if any(cells) and (any(over) or any(under)):
-                    yield f"{path}:{line}", BadRow(f"{len(cells)} cells where the header has {len(header)}")
-                elif any(cells):  # spreadsheets end in rows of nothing
-                    yield f"{path}:{line}", {name: cell for name, cell in zip(header, cells, strict=False) if name}
-                line = reader.line_num + 1 + skipped
-    except csv.Error as error:
-        raise BadInput(f"{path}:{line}: malformed table: {error}") from None
+            yield from _table(path, handle, *_delimiter(handle, delimiter))
     finally:
         csv.field_size_limit(limit)
+
+
+def _table(path: Path, handle: TextIO, delimiter: str, skipped: int) -> Iterator[Row]:
+    line = 1
+    try:
+        reader = csv.reader(handle, delimiter=delimiter, strict=True)
+        header = [name.strip() for name in next((cells for cells in reader if cells), [])]
+        named = [name for name in header if name]
+        if len(set(named)) < len(named):
+            raise BadInput(f"{path}:1: a column name occurs twice in the header: {', '.join(named)}")
+        line = reader.line_num + 1 + skipped
+        for cells in reader:
+            over, under = cells[len(header) :], header[len(cells) :]
+            if any(cells) and (any(over) or any(under)):
+                yield f"{path}:{line}", BadRow(f"{len(cells)} cells where the header has {len(header)}")
+            elif any(cells):  # spreadsheets end in rows of nothing
+                yield f"{path}:{line}", {name: cell for name, cell in zip(header, cells, strict=False) if name}
+            line = reader.line_num + 1 + skipped
+    except csv.Error as error:
+        raise BadInput(f"{path}:{line}: malformed table: {error}") from None
 
 
 def _delimiter(handle: TextIO, usual: str) -> tuple[str, int]:
@@ -193,37 +193,37 @@ def _text_rows(path: Path) -> Iterator[Row]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        with pyarrow.parquet.ParquetFile(path) as table:
-            index = 0
-            for batch in table.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    yield f"{path}[{index}]", row
-                    index += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(f"{path} is not a sound parquet file: {error}") from None
+    check_regular(path)
+    problem = f"{path} is not a sound parquet file"
+    with explained(problem, "fetch it again"), pyarrow.parquet.ParquetFile(path) as table:
+        stated = Unpacked(path)
+        for group in range(table.num_row_groups):
+            stated.add(table.metadata.row_group(group).total_byte_size)
+        yield from _batch_rows(path, table.iter_batches(batch_size=256))
 
 
 def _arrow_rows(path: Path) -> Iterator[Row]:
     """Rows of an Arrow file or stream; `datasets` stores its shards as streams."""
     import pyarrow
 
-    try:
-        with pyarrow.memory_map(str(path)) as held:
-            is_file = held.read(6) == b"ARROW1"
-            held.seek(0)
-            table = pyarrow.ipc.open_file(held) if is_file else pyarrow.ipc.open_stream(held)
-            batches = map(table.get_batch, range(table.num_record_batches)) if is_file else table
-            index = 0
-            for batch in batches:
-                for row in batch.to_pylist():
-                    yield f"{path}[{index}]", row
-                    index += 1
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadInput(f"{path} is not a sound Arrow file: {error}") from None
+    check_regular(path)
+    with explained(f"{path} is not a sound Arrow file", "fetch it again"), pyarrow.memory_map(str(path)) as held:
+        is_file = held.read(6) == b"ARROW1"
+        held.seek(0)
+        table = pyarrow.ipc.open_file(held) if is_file else pyarrow.ipc.open_stream(held)
+        yield from _batch_rows(path, map(table.get_batch, range(table.num_record_batches)) if is_file else table)
+
+
+def _batch_rows(path: Path, batches: Iterable[Any]) -> Iterator[Row]:
+    """Rows of Arrow's batches, in which a value that is stored once may come a million times."""
+    count, index = Unpacked(path), 0
+    for batch in batches:
+        count.add(batch.nbytes)
+        for row in batch.to_pylist():
+            yield f"{path}[{index}]", row
+            index += 1
 
 
 READERS = {

@@ -4,7 +4,6 @@ Pixels stay bytes until a batch is made. Torch is imported only there.
 """
 
 import functools
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,11 +14,13 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from keylayers.errors import BadInput, UnknownName
+from keylayers.files.bounded import read_arrays
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 DIGITS = "bundled:digits"
+MOST_CLASSES = 1_000_000
 PARTS = ("train", "reference", "calibration", "test")
 """What the network learns from; what a defender has; what thresholds and settings are chosen on; what is judged on."""
 
@@ -110,26 +111,23 @@ def load_pixels(source: str | Path) -> UInt8[np.ndarray, "samples channels heigh
     Raises:
         BadInput: as `load_images` does.
     """
+    if str(source) == DIGITS:
+        return load_images(source).pixels
     path = Path(source).expanduser()
-    if path.suffix == ".npz" and path.is_file() and set(_arrays(path)) <= {"x", "classes"}:
-        held = _arrays(path)
-        return _assembled(path, {**held, "y": np.zeros(len(held["x"]), np.int64)}, ("",)).pixels
-    if path.suffix == ".npz" and path.is_file() and not {"x", "x_train"} & set(held := _arrays(path)):
+    held = _arrays(path)
+    if set(held) <= {"x", "classes"} and "x" in held:
+        return _assembled(path, {**held, "y": np.zeros(held["x"].shape[:1], np.int64)}, ("",)).pixels
+    if not {"x", "x_train"} & set(held):
         raise BadInput(f"{path} holds {', '.join(held) or 'nothing'}; expected x, the images.")
     return load_images(source).pixels
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile, AttributeError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else "no .npz of plain arrays"
-        raise BadInput(f"{path} cannot be read as images ({why}); give an .npz file or {DIGITS}.") from error
+    return read_arrays(path, f"give an .npz file of images, or {DIGITS}")
 
 
 def _assembled(path: Path, held: Mapping[str, np.ndarray], own: tuple[str, ...]) -> Images:
-    x, y = (np.concatenate([held[f"{letter}{part}"] for part in own]) for letter in "xy")
+    x, y = (_joined(path, [held[f"{letter}{part}"] for part in own]) for letter in "xy")
     if x.dtype != np.uint8 or x.ndim not in (3, 4) or (x.ndim == 4 and x.shape[3] not in (1, 3)):
         raise BadInput(
             f"{path}: images are {x.dtype} of shape {x.shape}; expected uint8 (floats in [0, 1]: 255 times, rounded), "
@@ -140,9 +138,25 @@ def _assembled(path: Path, held: Mapping[str, np.ndarray], own: tuple[str, ...])
     if len(x) != len(y):
         raise BadInput(f"{path}: {len(x)} images and {len(y)} labels; expected one label per image.")
     pixels = x[:, None] if x.ndim == 3 else np.ascontiguousarray(x.transpose(0, 3, 1, 2))
-    names = held.get("classes", np.arange(int(y.max(initial=0)) + 1).astype(str))
+    names = held["classes"] if "classes" in held else _numbers(path, int(y.max(initial=0)))
+    if names.ndim != 1:
+        raise BadInput(f"{path}: classes are of shape {names.shape}; expected a list of names.")
     first = len(held["x_train"]) if len(own) == 2 else None
     return Images(pixels, y.astype(np.int64), np.arange(len(y)), tuple(map(str, names)), str(path), first)
+
+
+def _joined(path: Path, parts: list[np.ndarray]) -> np.ndarray:
+    if len({part.shape[1:] for part in parts}) > 1 or len({part.dtype for part in parts}) > 1:
+        shapes = " and ".join(f"{part.dtype} of shape {part.shape}" for part in parts)
+        raise BadInput(f"{path}: its training and test parts are {shapes}; expected the same but for their number.")
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _numbers(path: Path, largest: int) -> np.ndarray:
+    """The numbers of classes that have no names."""
+    if largest > MOST_CLASSES:
+        raise BadInput(f"{path}: its largest label is {largest}; expected classes numbered from 0 on.")
+    return np.arange(largest + 1).astype(str)
 
 
 def _digits() -> Images:

@@ -8,6 +8,7 @@ from typing import Literal
 from keylayers.data.files import Row, file_kind, file_rows, known_suffixes
 from keylayers.data.folders import folder_rows, folder_splits
 from keylayers.errors import BadInput, UnknownName
+from keylayers.files import reason
 
 BUNDLED = "bundled:"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]+)?")
@@ -68,7 +69,7 @@ def _hub_rows(source: str, split: str) -> Iterator[Row]:
     try:
         table = datasets.load_dataset(name, configuration or None, split=split)
     except Exception as error:  # the hub client raises a dozen kinds; each means that the data did not come
-        cause = str(error).strip().partition("\n")[0] or type(error).__name__
+        cause = reason(error)
         raise BadInput(
             f"data set {source!r} (split {split!r}) could not be had from the hub: {cause}. If you meant a file: there "
             f"is none of that name, and data files end in {known_suffixes()}. Offline, download it first and give the "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keylayers.errors import BadInput
+from keylayers.files import reason
 from keylayers.scores.card import HUB_ID, is_our_card, model_card
 from keylayers.scores.files import FORMAT, load, save
 from keylayers.scores.json_files import write_atomically
@@ -51,7 +52,7 @@ def from_pretrained(
             not been read before. BadScores or UnknownName: for a file that is not sound.
     """
     folder = Path(place)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         if revision is not None:
             raise BadInput(f"{place} is a folder on this machine, which has no revisions; leave the revision out.")
         return load(_in_folder(folder))
@@ -102,10 +103,10 @@ def load_scores(place: str | os.PathLike[str]) -> LayerScores:
         BadInput: if it is none of these, or cannot be read. BadScores or UnknownName: for a file that is not sound.
     """
     path, text = Path(place), str(place)
-    if path.is_dir():
+    if os.path.isdir(path):
         return load(_in_folder(path))
     repo_id, _, revision = text.partition("@")
-    if path.exists() or text.endswith(".json") or not HUB_ID.fullmatch(repo_id):
+    if os.path.exists(path) or text.endswith(".json") or not HUB_ID.fullmatch(repo_id):
         return load(path)
     return from_pretrained(repo_id, revision or None)
 
@@ -121,6 +122,8 @@ def score_files(folder: str | os.PathLike[str]) -> list[Path]:
 
 def _begins_as_scores(path: Path) -> bool:
     """Whether a file states the format of scores, as `save` does in its first line."""
+    if not os.path.isfile(path):
+        return False
     with path.open("rb") as file:
         return FORMAT.encode() in file.read(200)
 
@@ -178,7 +181,7 @@ def _in_our_words(deed: str) -> Iterator[None]:
         raise BadInput(f"{deed}: it holds no {FILE}; scores.push_to_hub(...) puts one there.") from problem
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as problem:
         hint = "; `hf auth login` with a token that may write there" if _forbidden(problem) else ""
-        raise BadInput(f"{deed}: {str(problem).strip().splitlines()[0]}{hint}") from problem
+        raise BadInput(f"{deed}: {reason(problem)}{hint}") from problem
     except http_error as problem:
         raise BadInput(unreachable) from problem
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from keylayers.errors import BadInput, KeylayersError, UnknownName
+from keylayers.files import check_regular, explained
 from keylayers.files.digests import json_sha256
 from keylayers.files.replacing import replacing
 from keylayers.layers.layer import Layer
@@ -104,6 +105,7 @@ class Record:
         return self.values.get(field) is not None
 
 
+PER_LAYER = ("layers", "repeats", "groups")
 LAYER_FIELDS = ("name", "block", "kind", "parameters", "size", "lora_size", "tied_to")
 
 
@@ -133,16 +135,11 @@ def read_json(path: str | os.PathLike[str], formats: tuple[str, str], error: typ
         KeylayersError: of the class given, if it is JSON of another format or version.
     """
     expected, remedy = formats
-    try:
+    check_regular(path, remedy)
+    with explained(f"{path} is not whole, strict JSON", remedy):
         text = Path(path).read_bytes().decode("utf-8")
-    except OSError as problem:
-        raise BadInput(f"{path}: cannot be read ({problem.strerror or problem}); {remedy}") from problem
-    except UnicodeDecodeError as problem:
-        raise BadInput(f"{path}: is not UTF-8 text, so not a {expected} file; {remedy}") from problem
-    try:
         top = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as problem:
-        raise BadInput(f"{path}: is not whole, strict JSON ({problem}); {remedy}") from problem
+        _check_storable(top)
     if not isinstance(top, dict):
         raise error(
             f"{path}: holds a {type(top).__name__}, but an object of format {expected!r} was expected; {remedy}"
@@ -213,6 +210,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the key {twice!r} is given twice")
     return found
+
+
+def _check_storable(top: Any) -> None:
+    """Raises ValueError for what is JSON, but no text or number that can be stored: half of a pair, 1e400."""
+    json.dumps(top, ensure_ascii=False).encode()
+    if isinstance(top, dict):  # a score that is no number is told with the name of its layer
+        json.dumps({name: value for name, value in top.items() if name not in PER_LAYER}, allow_nan=False)
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -65,7 +65,7 @@ def test_a_file_that_cannot_be_used_says_why(cli, seen, tmp_path, text, said):
 
 
 def test_a_file_that_is_not_there_or_no_text_says_so(cli, tmp_path):
-    assert "--config nowhere.yaml: No such file" in cli("score", "random", "--config", "nowhere.yaml").err
+    assert "nowhere.yaml cannot be read (No such file" in cli("score", "random", "--config", "nowhere.yaml").err
     (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
     assert "is no YAML" in cli("score", "random", "--config", "c.yaml").err
 

@@ -70,7 +70,7 @@ def test_bad_images_are_told(cli, place, tmp_path, command, changes, said):
         (("harden", "--eps", "8"), "expected a radius above 0 and at most 1"),
         (("harden", "--loss", "pgd"), "unknown value of --loss 'pgd'; did you mean 'pgd-at'"),
         (("harden", "--select", "tob:5%"), "did you mean 'top'"),
-        (("screen", "--data", "absent.npz"), "absent.npz cannot be read as images"),
+        (("screen", "--data", "absent.npz"), "absent.npz cannot be read (No such file"),
         (("screen", "--data", "bundled:digits", "--alpha", "5"), "--alpha 5: expected the share of clean images"),
     ],
 )

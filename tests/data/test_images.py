@@ -111,6 +111,17 @@ def test_impossible_parts_are_refused(sizes, error, message) -> None:
         ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(2)}, "labels are float64"),
         ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(3, np.int64)}, "2 images and 3 labels"),
         ({"x": np.zeros((2, 4, 4), np.uint8)}, "holds x; expected x and y"),
+        ({"x": np.array(3), "y": np.arange(3)}, r"images are int64 of shape \(\)"),
+        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.array([0, 10**15])}, "largest label is 1000000000000000"),
+        (
+            {"x": np.zeros((1, 4, 4), np.uint8), "y": np.zeros(1, int), "classes": np.array(3)},
+            r"classes are of shape \(\)",
+        ),
+        (
+            {"x_train": np.zeros((1, 4, 4), np.uint8), "x_test": np.zeros((1, 5, 4), np.uint8)}
+            | {f"y_{part}": np.zeros(1, int) for part in ("train", "test")},
+            r"parts are uint8 of shape \(1, 4, 4\) and uint8 of shape \(1, 5, 4\)",
+        ),
         ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.array([0, -1])}, "label -1 of image 1 is out of range"),
         (
             {"x": np.zeros((2, 4, 4), np.uint8), "y": np.array([2, 0]), "classes": np.array(["a", "b"])},
@@ -126,10 +137,10 @@ def test_files_that_hold_other_things_are_refused(tmp_path, arrays, message) -> 
 def test_missing_files_pickles_and_damaged_files_are_refused(tmp_path) -> None:
     with pytest.raises(BadInput, match=r"absent\.npz cannot be read"):
         load_images(tmp_path / "absent.npz")
-    with pytest.raises(BadInput, match="cannot be read as images"):
+    with pytest.raises(BadInput, match=r"some\.npz, x\.npy is pickled"):
         load_images(stored(tmp_path, x=np.array([object()]), y=np.zeros(1, np.int64)))
     (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 cut")
-    with pytest.raises(BadInput, match="cannot be read as images"):
+    with pytest.raises(BadInput, match=r"no \.npz of plain arrays"):
         load_images(tmp_path / "cut.npz")
 
 

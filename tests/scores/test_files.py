@@ -126,14 +126,16 @@ def test_what_is_not_whole_strict_json_is_refused(tmp_path):
         (whole.replace('"seed": 3', '"seed": NaN'), "NaN is not a JSON number"),
         (whole.replace('"seed": 3', '"seed": -Infinity'), "-Infinity is not a JSON number"),
         (whole.replace('"seed": 3', '"seed": 3, "seed": 4'), "'seed' is given twice"),
-        ("[" * 100_000, "not whole, strict JSON"),
+        ("[" * 100_000, "not whole, strict JSON: nested too deeply"),
+        (whole.replace('"seed": 3', '"seed": 1e400'), "Out of range"),
+        (whole.replace('"seed": 3', '"seed": "\\ud800"'), "surrogates"),
     ]:
         path.write_text(text)
         with pytest.raises(BadInput, match=words) as refusal:
             load(path)
         assert "s.json" in str(refusal.value) and "keylayers score" in str(refusal.value)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadInput, match="not UTF-8"):
+    with pytest.raises(BadInput, match="codec can't decode byte 0xff"):
         load(path)
     with pytest.raises(BadInput, match=r"gone\.json: cannot be read"):
         load(tmp_path / "gone.json")
