@@ -144,8 +144,9 @@ class Screen:
             held = self._on(own.device)[column]
             if own.shape[1] != held.shape[1]:
                 raise BadInput(
-                    f"layer {name} has {own.shape[1]} features per input, but the reference had {held.shape[1]}; give "
-                    "inputs of that size, or fit with position=mean."
+                    f"layer {name} has {own.shape[1]} features per input, but the reference had {held.shape[1]}",
+                    "give inputs of that size",
+                    "fit with the mean over positions (`position`)",
                 )
             total += weight * cosines(own, held[classes.to(own.device)].to(own.dtype)).double().cpu().numpy()
         return total

@@ -201,7 +201,10 @@ def _thresholds(
         shown = ", ".join(f"class {one}: {counts[one]}" for one in few[:5])
         raise BadInput(
             f"{len(few)} of {len(counts)} classes have too few calibration inputs for alpha={settings.alpha:.3g} in "
-            f"each class ({shown}); {needed} predicted to be each are needed, or a larger alpha, or per_class=False."
+            f"each class ({shown}); {needed} predicted to be each are needed",
+            "give more clean inputs",
+            "allow more false alarms (`alpha`)",
+            "hold the share over all classes together, not in each",
         )
     return np.array([conformal_threshold(suspicion[classes == one], settings.alpha) for one in range(len(counts))])
 

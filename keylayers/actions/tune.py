@@ -80,7 +80,9 @@ def check_method(method: str, quantised: bool | None = None) -> None:
     if method == "qlora" and quantised is False:
         raise BadInput("qlora needs the model in 4 bits: load_model(..., four_bit=True).")
     if method == "full" and quantised:
-        raise BadInput("a 4-bit model cannot be trained in full; use --method qlora, or load it without quantisation.")
+        raise BadInput(
+            "a 4-bit model cannot be trained in full", "use `method=qlora`", "load the model without quantisation"
+        )
 
 
 def _tune_weights(

@@ -59,8 +59,8 @@ def selected_parameters(model: nn.Module, selection: Selection) -> dict[str, nn.
     names = [name for layer in selection.chosen for name in layer.parameters]
     if sliced := next((name for name in names if "[" in name), None):
         raise BadSelection(
-            f"{sliced} is a slice of a fused tensor, which trains as a whole or not at all; "
-            "select at --granularity linear."
+            f"{sliced} is a slice of a fused tensor, which trains as a whole or not at all",
+            "score and select layers of granularity linear",
         )
     absent = [name for name in names if name not in present]
     if absent:
@@ -74,13 +74,15 @@ def selected_parameters(model: nn.Module, selection: Selection) -> dict[str, nn.
     if shared:
         owner = next(name for name, value in chosen.items() if value is present[shared[0]])
         raise BadSelection(
-            f"{owner} is tied to {shared[0]}: training one trains both. Leave that layer out of the selection, or "
-            "untie the weights first (tie_word_embeddings=False in the configuration, and a copy of the tensor)."
+            f"{owner} is tied to {shared[0]}: training one trains both",
+            "select layers without it",
+            "untie the weights first: tie_word_embeddings set to false in the configuration, and a copy of the tensor",
         )
     if packed := next((name for name, value in chosen.items() if not value.is_floating_point()), None):
         raise BadSelection(
-            f"{packed} is stored as {str(chosen[packed].dtype).removeprefix('torch.')}, which no gradient can change; "
-            "use --method qlora, or load the model without quantisation."
+            f"{packed} is stored as {str(chosen[packed].dtype).removeprefix('torch.')}, which no gradient can change",
+            "use `method=qlora`",
+            "load the model without quantisation",
         )
     if not chosen:
         raise BadSelection("the selection holds no parameter, so nothing would train.")

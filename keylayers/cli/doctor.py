@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from keylayers.cli.terminal import quiet_libraries, say, table
+from keylayers.errors import worded
 
 WIDTH = 120
 FORMAT = "keylayers/doctor/1"
@@ -94,7 +95,7 @@ def _show_gates(admitted: Any) -> list[dict[str, Any]]:
     for check in examine(admitted.patient):
         say(_lines(check.status, check.name, check.detail))
         if check.remedy:
-            say(_lines("", "", f"-> {check.remedy}"))
+            say(_lines("", "", worded(f"-> {check.remedy}")))
         found.append(asdict(check))
     return found
 

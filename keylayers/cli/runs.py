@@ -7,6 +7,7 @@ from typing import Any
 from keylayers.cli.options import pairs
 from keylayers.cli.report import end_with_report
 from keylayers.cli.terminal import quiet_libraries, say, table
+from keylayers.errors import worded
 
 LOADING = ("dtype", "allow_pickle", "trust_remote_code")
 
@@ -58,7 +59,7 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     with open_run(folder, "score", request, given=given, fresh=options["fresh"]) as run:
         results = score(request, run)
     if (decided := settling_of(folder)) is not None:
-        say(in_words(decided))
+        say(worded(in_words(decided)))
     for name, result in results.items():
         _show_scores(result)
         place = folder / f"{name}.json"

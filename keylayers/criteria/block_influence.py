@@ -76,5 +76,5 @@ def same_shape(before: Tensor, after: Tensor, layer: Layer, criterion: str) -> N
     if before.shape != after.shape:
         raise BadInput(
             f"block {layer.name} turns {tuple(before.shape)} hidden states into {tuple(after.shape)}, which have "
-            f"no angle between them, so {criterion} cannot score it; use cka_shift with position=mean."
+            f"no angle between them, so {criterion} cannot score it; use cka_shift with `settings.position=mean`."
         )

@@ -40,12 +40,12 @@ Fitting = Callable[[Sequence[Layer], Any, int], None]
 go with so many layers or batches: asked before anything trains."""
 
 NEEDS = {
-    "model": "a model to run (--model)",
-    "weights": "a safetensors checkpoint (--model FOLDER)",
-    "deltas": "what tuning changed: a LoRA run or a tuned checkpoint (--tuned), or data to train one on (--data)",
-    "sibling": "a second model of the same family (--sibling)",
-    "data": "data to score on (--data)",
-    "measure": "a measure of the model (--measure)",
+    "model": "a model to run (`model`)",
+    "weights": "a safetensors checkpoint (`model`)",
+    "deltas": "what tuning changed: a LoRA run or a tuned checkpoint (`tuned`), or data to train one on (`data`)",
+    "sibling": "a second model of the same family (`sibling`)",
+    "data": "data to score on (`data`)",
+    "measure": "a measure of the model (`measure`)",
 }
 
 
@@ -152,7 +152,7 @@ def _other_layers(criterion: str, asked: Sequence[Layer], held: Sequence[Layer])
     how = f"differing in {', '.join(differing[:3])}" if differing else "in another order or with other parameters"
     return (
         f"criterion {criterion!r} is asked for {len(names)} layers, but the deltas are of {len(others)}, {how}; "
-        "make the deltas with the same list of layers (same model, same --granularity)."
+        "make the deltas with the same list of layers (same model, same granularity)."
     )
 
 

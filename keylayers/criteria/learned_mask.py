@@ -108,8 +108,9 @@ def _records(evidence: Evidence, settings: LearnedMask) -> Sequence[Batch]:
     found = evidence.training if settings.records == "training" else evidence.data
     if not found:
         raise BadInput(
-            f"learned_mask: records={settings.records!r}, but no such records are at hand; give --data, whose training "
-            "split they are, or learn on the calibration records."
+            f"{settings.spelled('records', settings.records)}: no such records are at hand",
+            "name data as `data`, whose training split they are",
+            "learn on calibration records (`settings.records=calibration`)",
         )
     return found
 
@@ -185,8 +186,9 @@ def _check_gradient(gradient: Tensor | None, layers: Sequence[Layer], step: int)
     """Raises Diverged naming the first layer whose gate has no finite gradient; none at all is as if it were 0."""
     if gradient is not None and len(bad := (~torch.isfinite(gradient)).nonzero()):
         raise Diverged(
-            f"learned_mask: the gradient of layer {layers[int(bad[0])].name} is not finite at step {step}; "
-            "compute in fp32 (--dtype float32) or check that layer's delta."
+            f"learned_mask: the gradient of layer {layers[int(bad[0])].name} is not finite at step {step}",
+            "compute in fp32 (`dtype=float32`)",
+            "check what tuning changed in that layer",
         )
 
 
@@ -208,8 +210,9 @@ def _check_state(done: int, stored: Mapping[str, Any], settings: LearnedMask, id
         differing.append(f"steps (stored {done}, given {settings.steps})")
     if differing:
         raise BadInput(
-            f"learned_mask: the state kept here is of another run: {', '.join(differing)}; "
-            "score into another folder, or give --fresh to start over."
+            f"learned_mask: the state kept here is of another run: {', '.join(differing)}",
+            "score into another folder (`out`)",
+            "start over with `fresh`",
         )
 
 

@@ -164,7 +164,8 @@ def _places(found: Sequence[Layer], layers: Sequence[Layer], evidence: Evidence,
     if others:
         raise BadInput(
             f"{', '.join(names)} can score blocks alone, but {others[0]} is a layer of granularity "
-            f"{evidence.granularity!r}; score with --granularity block."
+            f"{evidence.granularity!r}",
+            "score with `granularity=block`",
         )
     return [place[layer.name] for layer in layers]
 

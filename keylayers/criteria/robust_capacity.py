@@ -91,8 +91,8 @@ def _rise(
     names = [name for name in layer.parameters if name in own and own[name].ndim > 1]
     if not names:
         raise BadInput(
-            f"robust_capacity moves matrices and kernels, but layer {layer.name} has none of its own; choose "
-            "--granularity conv, linear or block."
+            f"robust_capacity moves matrices and kernels, but layer {layer.name} has none of its own",
+            "choose another granularity (`granularity=conv`, linear or block)",
         )
     start = torch.cat([own[name].detach().flatten() for name in names])
     length = float(start.double().norm())

@@ -112,7 +112,8 @@ class Seen:
         """Sequences with a counted position, and in each of them the one place asked for."""
         if not self.batch.keys() & {"input_ids", "inputs_embeds", "attention_mask"}:
             raise BadInput(
-                f"position={position} asks for a token, and this data has none (images?); set position=mean."
+                f"position={position!r} asks for a token, and this data has none (images?)",
+                "set `settings.position=mean`",
             )
         mask = self.counted(block, side)
         chosen = mask
@@ -147,6 +148,8 @@ def finite_rows(rows: Tensor, name: str) -> Tensor:
     """The rows themselves. Raises Diverged, naming the block, if one is not finite."""
     if not torch.isfinite(rows.sum()) and not torch.isfinite(rows).all():
         raise Diverged(
-            f"the hidden states of block {name} are not finite; compute in fp32 (--dtype float32) or check the weights."
+            f"the hidden states of block {name} are not finite",
+            "compute in fp32 (`dtype=float32`)",
+            "check the weights",
         )
     return rows

@@ -102,7 +102,9 @@ def _costs(
     if isinstance(model, Suppressed):
         raise BadInput(
             f"{', '.join(model.factors)} of this network are turned down already, and what a skip carries is seen in "
-            "the whole one; score that (its `innermost`), or name the next skip to turn down (--skip)."
+            "the whole one",
+            "score the network as it was before",
+            "name the next skip to turn down (`skip`)",
         )
     given = {key: value for key, value in evidence.data[0].items() if isinstance(value, Tensor) and key != "labels"}
     example = example_for(model, given)

@@ -149,7 +149,7 @@ def _reverting(patient: Patient) -> Ability:
     folder = patient.loaded.folder
     if folder is None or not any(folder.glob("*.safetensors")):
         return Ability("revert", "no", "works on checkpoint folders of safetensors, and this model comes from none")
-    return Ability("revert", "yes", "streams the safetensors; needs a tuned checkpoint folder (--tuned)")
+    return Ability("revert", "yes", "streams the safetensors; needs a folder of a tuned one (keylayers revert --tuned)")
 
 
 def _exporting(patient: Patient, selection: Selection) -> Iterator[Ability]:

@@ -36,7 +36,7 @@ def repeatable(patient: Patient) -> Check:
         return failed(
             f"{int((~torch.isfinite(first)).sum()):,} of {first.numel():,} outputs are not finite, though every weight "
             f"is; {_first_infinite(patient)}",
-            "compute in a wider format (--dtype float32)",
+            "compute in a wider format (`dtype=float32`)",
         )
     apart = difference(first, second)
     if apart <= patient.rounding:

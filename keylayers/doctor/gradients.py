@@ -41,7 +41,7 @@ def gradients(patient: Patient) -> Check:
     ]
     broken = [weights[name].name for name, size in largest.items() if size - size != 0]
     if broken:
-        return failed(f"{len(broken)} layers get a gradient that is not finite: {some(broken)}", "try --dtype float32")
+        return failed(f"{len(broken)} layers get a gradient that is not finite: {some(broken)}", "try `dtype=float32`")
     if missing:
         return failed(
             f"{len(missing)} of {len(weights)} layers get no gradient, though their output matters: {some(missing)}",

@@ -111,7 +111,7 @@ def _inputs(request: DoctorRequest, loaded: LoadedModel) -> tuple[Callable[..., 
         return maker, request.records, kind if maker is not None else "no input could be made"
     examples = prepare_data(request.source, loaded).calibration
     if not len(examples):
-        raise BadInput(f"--data {request.source.data} has no calibration record; give more records.")
+        raise BadInput(f"{request.source.data} has no calibration record; give more records.")
     both = "decoder_input_ids" in maker(1, 4, 0)
     return _from(examples, both), len(examples), f"{len(examples)} calibration records of {request.source.data}"
 

@@ -52,7 +52,8 @@ def padding(patient: Patient) -> Check:
     if bad := [f"on the {side} by {apart:.1e}" for side, apart in worst.items() if apart > patient.rounding]:
         return failed(
             f"a token's loss alone and in a padded batch differ: padded {' and '.join(bad)}",
-            "padding leaks into the attention or the positions: score and tune with --batch-size 1, or mend the mask",
+            "padding leaks into the attention or the positions: score and tune with batches of one record "
+            "(keylayers score --batch-size 1), or mend the mask",
         )
     return passed(
         f"{short - 1} tokens cost the same alone and in a batch padded to {length} "

@@ -52,7 +52,7 @@ def _cost(model: nn.Module, asked: Selection, nearest: Selection) -> str:
     changed = f"{' and '.join(parts)} of the parameters asked for" if parts else "the same parameters"
     return (
         f"The nearest it can express is {_shortened(nearest.policy)}: {len(nearest)} layers, {changed}. "
-        "Ask for that (--nearest), for another selection, or for another target."
+        "Ask for that (`nearest`), for another selection, or for another target."
     )
 
 

@@ -88,7 +88,9 @@ def ablated(model: nn.Module, layers: Iterable[Layer], fill: Fill | None = None)
         if where.parameters and fill is not None:
             raise BadInput(
                 f"layer {layer.name!r} is no module of its own, so its output cannot be replaced by a mean or by "
-                "another record's; use replace=zero, or granularity block or sublayer."
+                "another record's",
+                "set `settings.replace=zero`",
+                "take blocks or sublayers (`granularity=block`)",
             )
         for parameter in where.parameters:
             name, bracket, index = parameter.partition("[")
@@ -185,8 +187,9 @@ class Exchange:
     def __init__(self, rows: int, kept: Tensor | None, seed: Sequence[int]) -> None:
         if rows < 2:
             raise BadInput(
-                "replace=resample takes the outputs of another record of the batch, but a batch holds only one; choose "
-                "a --batch-size that leaves no batch of one, or replace=mean."
+                "resampling takes the outputs of another record of the batch, but a batch holds only one",
+                "choose a `batch_size` that leaves no batch of one",
+                "set `settings.replace=mean`",
             )
         order = torch.from_numpy(np.random.default_rng(list(seed)).permutation(rows))
         self.donors: Int[Tensor, " rows"] = torch.empty_like(order)
@@ -201,8 +204,9 @@ class Exchange:
         whole = value.view(rows, -1, value.shape[-1]) if flat else value
         if len(whole) != rows:
             raise BadInput(
-                f"{name!r} returns {len(value)} vectors for {rows} records, so that they cannot be told apart; use "
-                "replace=zero, or granularity block or sublayer."
+                f"{name!r} returns {len(value)} vectors for {rows} records, so that they cannot be told apart",
+                "set `settings.replace=zero`",
+                "take blocks or sublayers (`granularity=block`)",
             )
         donated = whole[self.donors.to(value.device)]
         if grid is not None and whole.ndim == 3 and whole.shape[1] == grid.shape[1]:

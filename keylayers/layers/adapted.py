@@ -46,8 +46,8 @@ def deltas_from_adapter(peft_model: nn.Module, layers: Sequence[Layer], adapter:
         check_plain(config, f"adapter {adapter!r}")
         if getattr(config, "bias", "none") != "none":
             raise BadInput(
-                f"adapter {adapter!r} trained biases of the base model (bias={config.bias!r}); train with bias='none', "
-                "or merge it and give both checkpoints."
+                f"adapter {adapter!r} trained biases of the base model (bias={config.bias!r}); train without, or "
+                "merge it and give both checkpoints."
             )
     found = changes_of_adapter(peft_model, adapter)
     return grouped(found, layers, logical_shapes(peft_model), source=f"LoRA adapter {adapter!r}")

@@ -186,7 +186,7 @@ def _check(x: Pixels, step: float, steps: int, restarts: int, random_start: bool
             "restart."
         )
     if restarts > 1 and not random_start:
-        raise BadInput(f"{restarts} restarts from the image itself are all the same; set random_start, or restarts=1.")
+        raise BadInput(f"{restarts} restarts from the image itself are all the same; start at random, or once.")
     if x.ndim != 4 or not x.is_floating_point():
         raise BadInput(
             f"an attack got {str(x.dtype).removeprefix('torch.')} of shape {tuple(x.shape)}; expected images as floats "

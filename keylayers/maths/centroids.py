@@ -30,8 +30,9 @@ class ClassSums:
         exact = rows.to(_exact(rows))
         if self._sums is not None and self._sums.shape[1] != rows.shape[1]:
             raise BadInput(
-                f"features have width {rows.shape[1]} after {self._sums.shape[1]} before; give inputs of one size, or "
-                "set position=mean."
+                f"features have width {rows.shape[1]} after {self._sums.shape[1]} before",
+                "give inputs of one size",
+                "take the mean over positions (`settings.position=mean`)",
             )
         for one, count in zip(*(part.tolist() for part in classes.unique(return_counts=True)), strict=True):
             self._place.setdefault(one, len(self._place))

@@ -117,8 +117,8 @@ def rows_at(hidden: Tensor, batch: Batch, position: str, name: str) -> Float[Ten
     records, text = records_in(inputs_of(batch)), is_text(batch)
     if hidden.ndim < 2 or len(hidden) != records:
         raise BadInput(
-            f"layer {name} returns shape {tuple(hidden.shape)} for {records} records; expected a row for each. Choose "
-            "--granularity block."
+            f"layer {name} returns shape {tuple(hidden.shape)} for {records} records; expected a row for each",
+            "take blocks (`granularity=block`)",
         )
     if position == "auto":
         position = "prompt" if text else "flat"
@@ -127,7 +127,9 @@ def rows_at(hidden: Tensor, batch: Batch, position: str, name: str) -> Float[Ten
         rows = hidden.flatten(1)
     elif not text:
         if position != "mean":
-            raise BadInput(f"position={position} asks for a token, and images have none; set position=flat or mean.")
+            raise BadInput(
+                f"position={position!r} asks for a token, and images have none", "set `settings.position=flat` or mean"
+            )
         rows = hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
     else:
         rows = _token_rows(hidden, batch, position, name)
@@ -139,8 +141,9 @@ def rows_at(hidden: Tensor, batch: Batch, position: str, name: str) -> Float[Ten
 def _token_rows(hidden: Tensor, batch: Batch, position: str, name: str) -> Float[Tensor, "batch d_model"]:
     if hidden.ndim != 3 or position == "flat":
         raise BadInput(
-            f"layer {name} returns shape {tuple(hidden.shape)} at position={position}; texts have features of shape "
-            "(batch, tokens, width) at position=prompt, last or mean."
+            f"layer {name} returns shape {tuple(hidden.shape)} at position={position!r}; texts have features of shape "
+            "(batch, tokens, width)",
+            "set `settings.position=prompt`, last or mean",
         )
     if hidden.shape[1] == 1:  # a decoder's first step
         return hidden[:, 0]
@@ -191,8 +194,8 @@ def predicted_classes(batch: Batch, logits: Tensor, tokens: Sequence[int] = ()) 
         return logits.argmax(1).cpu()
     if not tokens:
         raise BadInput(
-            "which class a text is predicted to have is not known; give tokens=(...), of which the most likely next "
-            "one is the class, or a function `predict`."
+            "which class a text is predicted to have is not known; give `tokens`, of which the most likely next one "
+            "is the class, or a function `predict`."
         )
     if max(tokens) >= logits.shape[-1] or min(tokens) < 0:
         raise BadInput(f"tokens={tuple(tokens)}: the vocabulary has tokens 0 to {logits.shape[-1] - 1}.")

@@ -153,6 +153,8 @@ def finite(value: float, what: str) -> float:
     """The value itself. Raises Diverged if it is NaN or infinite."""
     if not math.isfinite(value):
         raise Diverged(
-            f"{what} is {value}; lower the learning rate, compute in fp32 (--dtype float32) or check the data."
+            f"{what} is {value}",
+            "compute in fp32 (`dtype=float32`)",
+            "lower the learning rate that led there, or check the data",
         )
     return value

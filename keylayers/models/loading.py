@@ -68,7 +68,7 @@ def load_model(
     if is_factory(source):
         return LoadedModel(from_factory(source, weights, allow_pickle), source)
     if weights is not None:
-        raise BadInput(f"--weights goes with a factory (package.module:function), but the model is {source!r}.")
+        raise BadInput(f"`weights` goes with a factory (package.module:function), but the model is {source!r}.")
     trusted = Trust(trust_remote_code, allow_pickle)
     folder = local_folder(source)
     if folder is not None:

@@ -43,7 +43,11 @@ class Trust:
 def check_place(folder: Path, trust: Trust) -> None:
     """Raises BadInput unless the folder is a checkpoint that may be opened: safetensors, or pickles where allowed."""
     if is_adapter(folder):
-        raise BadInput(f"{folder} is a LoRA adapter, not a model; give its base model, and the adapter as --tuned.")
+        raise BadInput(
+            f"{folder} is a LoRA adapter, not a model",
+            "give its base model",
+            "its base model and, as `tuned`, the adapter",
+        )
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} has no config.json, so it is no Hugging Face checkpoint folder.")
     check_folder(folder, within=(TEMPLATES,))

@@ -11,7 +11,7 @@ from keylayers.actions.cleanse import Cleanse, cleanse
 from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.skip_suppression import SkipSuppression, skip_suppression
 from keylayers.data.images import Images, load_images
-from keylayers.errors import BadInput
+from keylayers.errors import BadInput, worded
 from keylayers.layers.skips import example_for, skip_layers
 from keylayers.measures.backdoor import check_target, predicted_classes
 from keylayers.measures.objective import image_loss
@@ -112,8 +112,10 @@ def _warnings(lost: float, images: int) -> tuple[str, ...]:
     if lost <= DEAR:
         return ()
     return (
-        f"clean accuracy fell by {100 * lost:.1f} points of {images} images; tune for longer (--epochs), more of the "
-        "network (--tune all), or at another rate (--lr), or turn the skip down less (--factor)",
+        worded(
+            f"clean accuracy fell by {100 * lost:.1f} points of {images} images; tune for longer (`epochs`), more of the "
+            "network (`tune=all`), or at another rate (`learning_rate`), or turn the skip down less (`factor`)"
+        ),
     )
 
 
@@ -136,7 +138,7 @@ def blamed(model: nn.Module, clean: Images, request: CleanseRequest) -> LayerSco
     if not scores.values.max() > 0:
         raise BadInput(
             f"by calibration {request.calibration} no skip is to blame: turning any one down changes nothing. Name one "
-            "(--skip), or take the other calibration."
+            "(`skip`), or take the other calibration."
         )
     return scores
 

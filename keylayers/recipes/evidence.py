@@ -153,8 +153,9 @@ def _require_overlap(adapted: tuple[Layer, ...], layers: tuple[Layer, ...], gran
     changed = {name for layer in adapted for name in layer.parameters}
     if not any(name.split("[")[0] in changed for layer in layers for name in layer.parameters):
         raise BadInput(
-            f"stage 1 trains LoRA on linear layers, which holds no layer of granularity {granularity!r}; give a model "
-            "that was tuned in full as --tuned, or score at --granularity linear."
+            f"stage 1 trains LoRA on linear layers, which changes no layer of granularity {granularity!r}",
+            "give a model that was tuned in full as `tuned`",
+            "score at `granularity=linear`",
         )
 
 

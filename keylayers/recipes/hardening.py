@@ -138,7 +138,7 @@ def _chooser(
     if len(layers) < 2:
         raise BadInput(
             f"{request.inputs.model} has {len(layers)} layer of granularity {request.granularity}: there is nothing to "
-            "choose among; give another, such as --granularity linear or block."
+            "choose among; give another, such as `granularity=linear` or block."
         )
     ball = request.settings.attack.ball
     if scores is None and ball.norm != "linf":

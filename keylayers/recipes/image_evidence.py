@@ -18,7 +18,7 @@ from keylayers.scores import Provenance
 
 HELD_OUT = 0.2
 """Of the images, on which nothing is scored: with the same seed those that `harden` measures on."""
-LEARNT = {"deltas": "what tuning changed (--tuned)", "sibling": "a second model (--sibling)"}
+LEARNT = {"deltas": "what tuning changed (`tuned`)", "sibling": "a second model (`sibling`)"}
 """Parts of the evidence that are not had from images."""
 
 

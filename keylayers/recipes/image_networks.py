@@ -93,7 +93,7 @@ def look_at(model: nn.Module, images: Images, source: str, seed: int = 0) -> int
     if right < guess + min(guess, (1 - guess) / 4):
         note(
             f"{source} answers {right:.0%} of {len(x)} images right, where a guess is {guess:.0%}: are its "
-            "weights missing (--weights), the labels others, or the pixels in another range?"
+            "weights missing (`weights`), the labels others, or the pixels in another range?"
         )
     return classes
 

@@ -116,8 +116,9 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = No
         if loaded.no_tokenizer:
             raise BadInput(loaded.no_tokenizer)
         raise BadInput(
-            f"{inputs.model} has no tokenizer, so it cannot read text; give a folder that holds tokenizer.json, "
-            "or images (--data IMAGES.npz) to a network of images."
+            f"{inputs.model} has no tokenizer, so it cannot read text",
+            "give a folder that holds tokenizer.json",
+            "give images to a network of images (`data=IMAGES.npz`)",
         )
     splits = splits or inputs.load_splits()
     _note_left_out(str(inputs.data), splits.train)

@@ -76,7 +76,7 @@ def games(desk: Desk, task: Task, league: League) -> Iterator[Played]:
         raise BadInput(
             f"training all layers of {task.inputs.model} on {task.name} does not lower the loss of calibration records "
             f"({before['calibration']:.3f} before, {whole['calibration']:.3f} after, nats per token), so no choice can "
-            "recover anything: train longer (--steps) or at another rate (--lr)."
+            "recover anything: train longer (`steps`) or at another rate (`learning_rate`)."
         )
     ways = {name: ENTRANTS[name] for name in league.entrants}
     found = rankings(desk, task, ways, range(league.seeds), rate, optional=True)

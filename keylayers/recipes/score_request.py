@@ -95,8 +95,8 @@ def _granularity(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> str:
     for name, known in able.items():
         if request.granularity not in known:
             raise BadInput(
-                f"{name} scores {' or '.join(known)} layers, not {request.granularity}; leave --granularity out, or "
-                f"--granularity {known[0]}."
+                f"{name} scores {' or '.join(known)} layers, not {request.granularity}; leave `granularity` out, or "
+                f"give `granularity={known[0]}`."
             )
     return request.granularity
 
@@ -108,7 +108,7 @@ def _usual(able: Mapping[str, tuple[str, ...]], chosen: Mapping[str, Criterion],
         first, known = next(iter(able.items()))
         raise BadInput(
             f"{first} scores {' or '.join(known)} layers, but {', '.join(others)} would score {usual} ones; score them "
-            f"apart, or all with --granularity {known[0]}."
+            f"apart, or all with `granularity={known[0]}`."
         )
     return usual
 
@@ -130,7 +130,7 @@ def _refuse_to_stop(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> N
     if request.stop_early is None:
         return
     if request.tuned is not None:
-        raise BadInput(f"stopping stage 1 early was asked for, but --tuned {request.tuned} takes its place; drop one.")
+        raise BadInput(f"stopping stage 1 early was asked for, but `tuned={request.tuned}` takes its place; drop one.")
     if not any("deltas" in criterion.needs for criterion in chosen.values()):
         raise BadInput(f"stopping stage 1 early was asked for, but {', '.join(chosen)} needs no stage 1; drop one.")
 
@@ -147,7 +147,7 @@ def _refuse_unseen(request: ScoreRequest, chosen: Mapping[str, Criterion]) -> No
             )
     looks = frozenset[str]().union(*(one.needs | one.optional for one in chosen.values()))
     if request.measure != "loss" and "measure" not in looks:
-        raise BadInput(f"--measure {request.measure}: {', '.join(chosen)} takes no measure; drop it.")
+        raise BadInput(f"`measure={request.measure}`: {', '.join(chosen)} takes no measure; drop it.")
     if request.sibling is not None and "sibling" not in looks and ("deltas" not in looks or request.tuned is not None):
-        why = "--tuned takes its place" if "deltas" in looks else f"{', '.join(chosen)} looks at no second model"
-        raise BadInput(f"--sibling {request.sibling}: {why}; drop one.")
+        why = "`tuned` takes its place" if "deltas" in looks else f"{', '.join(chosen)} looks at no second model"
+        raise BadInput(f"`sibling={request.sibling}`: {why}; drop one.")

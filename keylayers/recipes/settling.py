@@ -77,8 +77,9 @@ def learn_until_settled(
     if len(evidence.data) < 2:
         raise BadInput(
             "stopping stage 1 early needs at least two batches of calibration records, for their agreement tells "
-            f"whether the ranking has settled, but there is {len(evidence.data)}; give more data, or a smaller "
-            "--batch-size."
+            f"whether the ranking has settled, but there is {len(evidence.data)}",
+            "give more data",
+            "take a smaller `batch_size`",
         )
     steps, per_step = asked.steps(training), training.batch_size * training.accumulate
     worth = sum(len(batch["input_ids"]) for batch in evidence.data) / per_step

@@ -24,7 +24,7 @@ def in_words(found: Mapping[str, Any]) -> str:
             ceilings = " and ".join(f"{one.ceiling:.2f}" for one in (move.spearman, move.kuncheva) if not one.in_reach)
             lines.append(
                 f"  nor could it: the bound of the ranking with itself is {ceilings}, so it is mostly noise of the "
-                "batches; only more calibration records, or a lower --settled, would have let stage 1 stop"
+                "batches; only more calibration records, or a lower `settled`, would have let stage 1 stop"
             )
     elif stop < steps:
         lines = [f"stage 1 stopped after {stop} of {steps} steps: the ranking had settled"]

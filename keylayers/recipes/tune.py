@@ -129,7 +129,7 @@ def _best(
     for rate, each in reasons.items():
         for seed, reason in enumerate(each):
             if reason:
-                note(f"{policy}: the training of seed {seed} at --lr {rate:g} blew up: {reason}")
+                note(f"{policy}: the training of seed {seed} at learning rate {rate:g} blew up: {reason}")
     rate = best_rate(losses, reasons)
     if broken := [result["diverged"] for result in tried[rate] if "diverged" in result]:
         raise Diverged(f"{policy}: a training diverged at every learning rate that was offered; {broken[0]}")
@@ -179,7 +179,7 @@ def check_scores_fit(scores: LayerScores, model: nn.Module, source: str) -> None
         raise BadScores(
             f"the scores are of {scored.get('id', 'another model')!r} ({scored.get('architecture', 'unknown')}), and "
             f"the model {source!r} ({type(model).__name__}) differs: {'; '.join(parts)}. Score this model, or name the "
-            "one that was scored as --model."
+            "one that was scored as `model`."
         )
     if scored.get("id") not in (None, source):
         note(f"the scores are of {scored['id']}; the model is {source}, which has the same layers")

@@ -67,7 +67,7 @@ def trial(collected: Collected, choice: Choice) -> Trial | None:
         first = choice.ranking.scores.ranking()[0].name
         why = "To turn the first one down and tune around it, and see what that costs:"
         return Trial(why, shlex.join(["keylayers", "cleanse", *network, "--clean", data, "--skip", first]))
-    why = f"To see whether training them under attack is enough; then the same with --select {CONTROL}:"
+    why = f"To see whether training them under attack is enough; then the same with the policy {CONTROL}:"
     return Trial(why, shlex.join(["keylayers", "harden", *network, "--data", data, *chosen]))
 
 

@@ -113,12 +113,12 @@ def collect(path: str | Path) -> Collected:
     if (folder / "run.json").is_file():
         return Collected(folder, (_read(folder, folder),))
     if not folder.is_dir():
-        raise BadInput(f"{str(path)!r} is no folder; give a run folder, such as --out of score, tune or compare named")
+        raise BadInput(f"{str(path)!r} is no folder; give a run folder, as score, tune or compare make one")
     inside = sorted((one.parent for one in folder.glob("*/run.json")), key=lambda one: (_began(one), one.name))
     if not inside:
         raise BadInput(
-            f"{str(path)!r} holds no run.json, nor does a folder inside it; give a run folder, such as --out of score, "
-            "tune or compare named"
+            f"{str(path)!r} holds no run.json, nor does a folder inside it; give a run folder, as score, tune "
+            "or compare make one"
         )
     return Collected(folder, tuple(_read(one, folder) for one in inside))
 

@@ -34,9 +34,9 @@ def heatmap(scores: Sequence[LayerScores], labels: Sequence[str], path: Path) ->
         BadInput: for another suffix, or a folder that cannot be written.
     """
     if path.suffix not in (".svg", ".png", ".pdf"):
-        raise BadInput(f"--plot {path}: expected a name that ends in .svg, .png or .pdf.")
+        raise BadInput(f"`plot={path}`: expected a name that ends in .svg, .png or .pdf.")
     if not path.parent.is_dir():
-        raise BadInput(f"--plot {path}: cannot write there, for its folder does not exist; give one that does.")
+        raise BadInput(f"`plot={path}`: cannot write there, for its folder does not exist; give one that does.")
     import matplotlib
 
     matplotlib.use("agg")

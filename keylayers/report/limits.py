@@ -40,11 +40,17 @@ def _limits_of_tuning(tuning: Tuning) -> list[str]:
     random = [arm for arm in tuning.arms if arm.is_random]
     said = []
     if seeds == 1:
-        said.append("One training seed gives no interval: no difference between arms is shown here. Use --seeds 3.")
+        said.append(
+            "One training seed gives no interval: no difference between arms is shown here. Three seeds give one "
+            "(keylayers tune --seeds 3)."
+        )
     elif seeds < 5:
         said.append(f"With {seeds} seeds intervals are wide and rest on the assumption of normally distributed losses.")
     if not random:
-        said.append("No arm trained random layers, so nothing here tells the choice from chance. Add --against random.")
+        said.append(
+            "No arm trained random layers, so nothing here tells the choice from chance. Such an arm does (keylayers "
+            "tune --against random:30%)."
+        )
     elif (draws := sum(1 if "seed=" in arm.policy else len(arm.losses) for arm in random)) < 5:
         said.append(f"The random layers are {plural(draws, 'draw')}; five or more are advisable.")
     said += noted({arm.policy: arm.blew_up for arm in tuning.arms})

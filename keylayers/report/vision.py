@@ -45,8 +45,8 @@ def _of_hardening(found: Mapping[str, Any]) -> Answer:
     points += [f"From epoch {epoch + 1}: {_names(names)}." for epoch, names in later]
     limits = (
         _known_to(found["images"]),
-        "One training of one selection does not show that these layers are the ones: give --select "
-        "random:30%:match=params, or another policy, and other seeds beside it.",
+        "One training of one selection does not show that these layers are the ones: harden others "
+        "beside it, such as random:30%:match=params, and with other seeds.",
         "Attacks of other kinds may succeed where these fail (docs/cards/harden.md).",
     )
     bars = (epochs(found["losses"], found["watched"], found["best_epoch"]),)
@@ -65,7 +65,10 @@ def _of_cleansing(found: Mapping[str, Any]) -> Answer:
     )
     points = list(found["warnings"])
     if "attack success" not in found["figures"]:
-        points.append("Whether a backdoor was there, or is gone, cannot be told without its trigger (--attacked).")
+        points.append(
+            "Whether a backdoor was there, or is gone, cannot be told without its trigger (keylayers cleanse "
+            "--attacked)."
+        )
     limits = (
         _known_to(found["images"]),
         "A backdoor may come back when the network is trained further, or answer to another trigger.",

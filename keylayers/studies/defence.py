@@ -193,7 +193,8 @@ def judge(
         if not oracle and reaches(held, secrets):
             raise BadInput(
                 f"{what} holds the attacker's trigger, so that nothing would be learnt of a defender who lacks it. "
-                "Give the defence a trigger of its own, or ask for oracle=True, which is stamped on every report."
+                "Give the defence a trigger of its own, or ask for an oracle (`oracle`), which is stamped on "
+                "every report."
             )
     found = _outcome(threat, model, defence, before, oracle)
     other = None if control is None else _outcome(threat, control, defence, threat.measured(control, None), oracle)

@@ -163,7 +163,9 @@ def _repeats(scores: LayerScores) -> RepeatedScores:
     if scores.repeats is None or len(scores.repeats) < 2:
         raise BadScores(
             "whether a ranking has settled is judged by its repeats, and these scores have fewer than two; score on at "
-            "least two batches: more calibration records, or a smaller --batch-size."
+            "least two batches",
+            "give more calibration records",
+            "take a smaller `batch_size`",
         )
     return scores.repeats
 

@@ -88,12 +88,12 @@ def clear_gain(base: ExampleLosses, tuned: ExampleLosses, what: str) -> Interval
     if gain.estimate <= 0:
         raise BadInput(
             f"the tuned model is no better than the base on the {what} ({losses}), so there is no gain to take a share "
-            "of; name the data it was tuned on as --data, or tune it longer."
+            "of; name the data it was tuned on (`data`), or tune it longer."
         )
     if gain.low <= 0:
         raise BadInput(
             f"the gain on {len(base.nats)} {what} cannot be told from none ({losses}; difference {gain}); give more "
-            "records (--held-out), or a model that was tuned longer."
+            "records (`held_out`), or a model that was tuned longer."
         )
     return gain
 

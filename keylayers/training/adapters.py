@@ -90,9 +90,12 @@ def attach_lora(model: nn.Module, layers: Sequence[Layer], settings: LoraSetting
         try:
             adapted = get_peft_model(model, config)
         except ValueError as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0].rstrip(".")
             raise BadInput(
-                f"peft cannot adapt this selection: {reason} Leave that layer out, or --method full."
+                f"peft cannot adapt this selection: {reason}",
+                "select layers without it (`select`)",
+                "train in full (`method=full`)",
+                "give a model that was tuned elsewhere (`tuned`)",
             ) from error
         wanted, found = {layer.name for layer in layers}, adapted_names(adapted)
         if wanted != found:

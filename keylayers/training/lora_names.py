@@ -92,8 +92,9 @@ def lora_names(model: nn.Module, layers: Sequence[Layer]) -> LoraNames:
     for layer in layers:
         if not has_matrix(layer):
             raise BadSelection(
-                f"LoRA adapts weight matrices, but {layer.name!r} is none; select at --granularity linear, or "
-                "--method full."
+                f"LoRA adapts weight matrices, but {layer.name!r} is none",
+                "select layers of granularity linear",
+                "train in full (`method=full`)",
             )
         older = fused and layer.name.rpartition(".")[2] in OLDER_EXPERTS
         if layer.name in layer.parameters:

@@ -192,7 +192,7 @@ def _trainer(
             if not math.isfinite(loss):
                 raise Diverged(
                     f"the training loss is {loss} at step {self.state.global_step + 1} of {settings.steps}; "
-                    f"lower the learning rate (--lr, now {settings.learning_rate:g}) or check the data."
+                    f"lower the learning rate (`learning_rate`, now {settings.learning_rate:g}) or check the data."
                 )
             return value
 
@@ -282,5 +282,5 @@ def _require_finite_weights(model: nn.Module, settings: TrainSettings) -> None:
         if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
             raise Diverged(
                 f"{name} is not finite after the last step, {settings.steps}; lower the learning rate "
-                f"(--lr, now {settings.learning_rate:g}) or check the data."
+                f"(`learning_rate`, now {settings.learning_rate:g}) or check the data."
             )

@@ -110,7 +110,7 @@ def test_qlora_learns_on_a_4_bit_model_and_changes_no_packed_weight(four_bit, ch
 
 
 def test_a_4_bit_model_is_not_tuned_in_full(four_bit):
-    with pytest.raises(BadInput, match="a 4-bit model cannot be trained in full; use --method qlora"):
+    with pytest.raises(BadInput, match="a 4-bit model cannot be trained in full; use `method=qlora`"):
         tune(four_bit, block(four_bit, 1), examples(), settings("full"))
 
 

@@ -96,7 +96,7 @@ def test_fused_experts_train_as_wholes():
 def test_single_experts_of_a_fused_tensor_are_refused():
     model = build("olmoe")
     selection = Selection.of(named_layers(model, "expert"), names=["model.layers.0.mlp.experts[1]"])
-    with pytest.raises(BadSelection, match=r"\[1\] is a slice of a fused tensor.*--granularity linear"):
+    with pytest.raises(BadSelection, match=r"\[1\] is a slice of a fused tensor.*granularity linear"):
         selected_parameters(model, selection)
 
 
@@ -123,7 +123,7 @@ def test_a_compiled_model_trains_the_same_weights():
 def test_quantised_weights_are_refused():
     model = build("llama")
     model.model.layers[1].mlp.up_proj.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(BadSelection, match=r"up_proj\.weight is stored as uint8.*--method qlora"):
+    with pytest.raises(BadSelection, match=r"up_proj\.weight is stored as uint8.*`method=qlora`"):
         selected_parameters(model, block(build("llama"), 1))
 
 

@@ -68,7 +68,7 @@ def test_as_many_blocks_are_computed_as_declared() -> None:
 def test_without_deltas_or_a_sibling_it_says_what_is_missing() -> None:
     base = tiny_models.build("llama")
     layers = named_layers(base, "block")
-    with pytest.raises(BadInput, match=r"needs what tuning changed.*--tuned"):
+    with pytest.raises(BadInput, match=r"needs what tuning changed.*`tuned`"):
         substitution(Evidence(model=base, data=batches_of("llama")), layers)
     other = Evidence(model=base, data=batches_of("llama"), sibling=tiny_models.build("qwen2"), granularity="block")
     with pytest.raises(BadInput, match="not two versions of one model"):

@@ -149,9 +149,7 @@ def test_a_configuration_of_nothing_known_is_refused(folder: Path) -> None:
 
 def test_an_adapter_folder_is_no_model(folder: Path) -> None:
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(
-        BadInput, match="is a LoRA adapter, not a model; give its base model, and the adapter as --tuned"
-    ):
+    with pytest.raises(BadInput, match="is a LoRA adapter, not a model; give its base model"):
         load_model(str(folder))
 
 
@@ -194,7 +192,7 @@ def test_a_checkpoint_of_other_shapes_is_refused(folder: Path) -> None:
 
 
 def test_weights_do_not_go_with_a_folder(folder: Path) -> None:
-    with pytest.raises(BadInput, match=r"--weights goes with a factory \(package\.module:function\)"):
+    with pytest.raises(BadInput, match=r"`weights` goes with a factory \(package\.module:function\)"):
         load_model(str(folder), weights="w.safetensors")
 
 

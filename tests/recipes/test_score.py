@@ -101,7 +101,7 @@ def test_blocks_are_scored_from_the_same_stage_one(world, finished, tmp_path):
 
 def test_what_stage_one_cannot_change_is_refused_before_it_trains():
     model = build("olmoe")
-    with pytest.raises(BadInput, match=r"no layer of granularity 'router'.*--tuned"):
+    with pytest.raises(BadInput, match=r"no layer of granularity 'router'.*`tuned`"):
         module._require_overlap(named_layers(model), named_layers(model, "router"), "router")
     module._require_overlap(named_layers(model), named_layers(model, "expert"), "expert")
 

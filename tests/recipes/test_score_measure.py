@@ -46,9 +46,9 @@ def test_a_sibling_is_the_tuned_model_and_stage_one_is_not_trained(world, tmp_pa
     ("asked", "error", "said"),
     [
         ({"measure": "answer"}, UnknownName, "did you mean 'answers'"),
-        ({"measure": "answers"}, BadInput, "--measure answers: path_integral takes no measure"),
-        ({"sibling": "x", "tuned": "y"}, BadInput, "--sibling x: --tuned takes its place"),
-        ({"sibling": "x", "criteria": ("ablation",)}, BadInput, "--sibling x: ablation looks at no second model"),
+        ({"measure": "answers"}, BadInput, "`measure=answers`: path_integral takes no measure"),
+        ({"sibling": "x", "tuned": "y"}, BadInput, "`sibling=x`: `tuned` takes its place"),
+        ({"sibling": "x", "criteria": ("ablation",)}, BadInput, "`sibling=x`: ablation looks at no second model"),
     ],
 )
 def test_what_no_criterion_would_look_at_is_refused_before_anything_is_loaded(

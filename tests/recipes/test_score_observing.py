@@ -41,6 +41,6 @@ def test_linear_layers_are_refused_with_what_to_do(world, tmp_path):
     asked = request(world, *FOUR, granularity="linear")
     with (
         open_run(tmp_path / "run", "score", asked) as run,
-        pytest.raises(BadInput, match="scores block layers, not linear; leave --granularity out"),
+        pytest.raises(BadInput, match="scores block layers, not linear; leave `granularity` out"),
     ):
         score(asked, run)

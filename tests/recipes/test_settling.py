@@ -173,7 +173,7 @@ def test_blocks_are_watched_where_blocks_are_scored(world, tmp_path):
     ("criteria", "changes", "said"),
     [
         (("random",), {}, "random needs no stage 1"),
-        (("path_integral",), {"tuned": "somewhere"}, "--tuned somewhere takes its place"),
+        (("path_integral",), {"tuned": "somewhere"}, "`tuned=somewhere` takes its place"),
     ],
 )
 def test_what_has_no_stage_one_to_stop_is_refused_before_anything_is_loaded(

@@ -189,7 +189,7 @@ def test_a_rate_at_which_one_seed_blows_up_is_passed_over_and_so_is_one_that_div
     assert arm.learning_rate == 0.01 and arm.blew_up == ("", "")
     said = capsys.readouterr().err
     assert "3 learning rates with every seed: 6 trainings" in said
-    assert "seed 1 at --lr 0.1 blew up: calibration loss 99.000" in said and "the training loss is nan" in said
+    assert "seed 1 at learning rate 0.1 blew up: calibration loss 99.000" in said and "the training loss is nan" in said
     with pytest.raises(Diverged, match="at every learning rate that was offered"):
         module._best("top:30%", {1.0: [{"diverged": "nan"}], 2.0: [{"diverged": "nan"}]}, 5.0)
 
@@ -245,7 +245,7 @@ def test_a_ranking_policy_without_scores_is_refused_and_others_are_not(world, tm
 
 def test_lora_on_whole_blocks_is_refused_before_anything_trains(world, tmp_path):
     asked = TuneRequest(world.inputs(), "last:1", settings=QUICK, granularity="block")
-    with pytest.raises(BadSelection, match="--method full"):
+    with pytest.raises(BadSelection, match="`method=full`"):
         compared(asked, tmp_path / "run")
 
 

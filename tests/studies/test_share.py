@@ -158,10 +158,10 @@ def test_where_nothing_is_enough_there_is_nothing_to_halve():
 
 def test_no_gain_an_unclear_gain_and_other_examples_are_refused():
     base, tuned, kept = sample(np.random.default_rng(0), 40, 0.8)
-    with pytest.raises(BadInput, match=r"no better than the base on the calibration records.*--data"):
+    with pytest.raises(BadInput, match=r"no better than the base on the calibration records.*`data`"):
         clear_gain(tuned, base, "calibration records")
     noisy = losses(base.nats + np.tile([3.0, -3.1], 20))
-    with pytest.raises(BadInput, match=r"gain on 40 test records cannot be told from none.*--held-out"):
+    with pytest.raises(BadInput, match=r"gain on 40 test records cannot be told from none.*`held_out`"):
         clear_gain(base, noisy, "test records")
     with pytest.raises(BadInput, match="4 random sets of 2 layers: expected at least 5"):
         gain_curve(base, tuned, {2: kept}, {2: [kept] * 4}, layers=3)

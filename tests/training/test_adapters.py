@@ -144,7 +144,7 @@ def test_experts_alone_bring_no_attention_with_them():
 @pytest.mark.parametrize("granularity", ["block", "expert"])
 def test_what_has_no_weight_matrix_of_its_own_is_refused_with_the_remedy(granularity):
     model = build("olmoe")
-    with pytest.raises(BadSelection, match="select at --granularity linear, or --method full"):
+    with pytest.raises(BadSelection, match="select layers of granularity linear, or train in full"):
         lora_config(model, named_layers(model, granularity)[:1], RANK_TWO)
 
 
