@@ -113,8 +113,8 @@ def _warnings(lost: float, images: int) -> tuple[str, ...]:
         return ()
     return (
         worded(
-            f"clean accuracy fell by {100 * lost:.1f} points of {images} images; tune for longer (`epochs`), more of the "
-            "network (`tune=all`), or at another rate (`learning_rate`), or turn the skip down less (`factor`)"
+            f"clean accuracy fell by {100 * lost:.1f} points of {images} images; tune for longer (`epochs`), more of "
+            "the network (`tune=all`), or at another rate (`learning_rate`), or turn the skip down less (`factor`)"
         ),
     )
 
