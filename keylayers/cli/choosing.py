@@ -38,14 +38,21 @@ def score(
     ] = None,
     measure: Annotated[
         str,
-        typer.Option(help="What ablation and shapley compare: loss, tokens or answers (wrong ones), or generated."),
+        typer.Option(
+            help="What ablation and shapley compare: loss, tokens or answers (shares that are wrong), or generated."
+        ),
     ] = "loss",
-    out: Annotated[Path | None, typer.Option(help="Run folder, or FILE.json for the scores.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="A criterion's setting: KEY=VALUE.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder, or FILE.json for the scores; default: runs/score-MODEL-DATA.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting of a criterion, as KEY=VALUE; may be repeated.")
+    ] = None,
     granularity: Annotated[
         str | None,
         typer.Option(
-            help="block, sublayer, linear, expert, router, conv or skip; default linear, or what the criteria score."
+            help="What counts as a layer: block, sublayer, linear, expert, router, conv or skip. Default: linear, or "
+            "what the criteria score."
         ),
     ] = None,
     weights: o.Weights = None,
@@ -100,8 +107,10 @@ def share(
     tuned: Annotated[str, typer.Option(help="A tuned checkpoint, a peft adapter or an earlier run.")],
     model: o.Model,
     data: o.Data,
-    within: Annotated[str, typer.Option(help="Part of the gain that may be lost.")] = "5%",
-    of: Annotated[str, typer.Option(help="What shares are counted in: lora, weights or layers.")] = "lora",
+    within: Annotated[str, typer.Option(help="Share of the gain that may be lost.")] = "5%",
+    of: Annotated[
+        str, typer.Option(help="What shares of the layers are counted in: lora, weights or layers.")
+    ] = "lora",
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/share-SCORES-DIGEST.")] = None,
     held_out: Annotated[int, typer.Option(help="Most calibration and most test records.")] = 256,
     points: Annotated[int, typer.Option(help="Sizes tried first, from 1 to all layers; up to 3 more follow.")] = 9,
@@ -128,7 +137,7 @@ def share(
 def transfer(
     scores: Annotated[str, typer.Argument(help="Score file, run with one criterion, score folder, or hub user/repo.")],
     to: Annotated[str, typer.Option(help="The other model: hub id, folder (config.json suffices), bundled:llama, ...")],
-    out: Annotated[Path | None, typer.Option(help="FILE.json for the ranking; default: only shown.")] = None,
+    out: Annotated[Path | None, typer.Option(help="FILE.json to store the ranking in; default: only show it.")] = None,
     config: o.Config = None,
     trust_remote_code: o.TrustRemoteCode = False,
 ) -> None:

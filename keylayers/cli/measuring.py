@@ -23,17 +23,17 @@ def demo(
 def doctor(
     model: Annotated[str, typer.Argument(help="Hub id, folder, bundled:llama, or package.module:factory.")],
     weights: o.Weights = None,
-    data: Annotated[str | None, typer.Option(help="Data for the inputs; without it they are random.")] = None,
-    scores: Annotated[Path | None, typer.Option(help="Score file, for the costs of what it would select.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data to run the model on; without it inputs are random.")] = None,
+    scores: Annotated[Path | None, typer.Option(help="Score file, to forecast the costs of what it selects.")] = None,
     select: Annotated[
         str | None, typer.Option(help="Policy whose costs are forecast; default: top:30% of the scores, or random.")
     ] = None,
-    seq: Annotated[int, typer.Option(help="Tokens of a sequence, for the costs.")] = 128,
-    batch: Annotated[int, typer.Option(help="Sequences per batch, for the costs.")] = 4,
-    records: Annotated[int, typer.Option(help="Calibration records, for the costs of scoring.")] = 256,
+    seq: Annotated[int, typer.Option(help="Tokens per sequence that costs are forecast for.")] = 128,
+    batch: Annotated[int, typer.Option(help="Sequences per batch that costs are forecast for.")] = 4,
+    records: Annotated[int, typer.Option(help="Calibration records that scoring is forecast for.")] = 256,
     rank: o.Rank = 8,
-    sample: Annotated[int, typer.Option(help="Most layers that a costly gate looks at.")] = 12,
-    out: Annotated[Path | None, typer.Option(help="FILE.json for all that was found.")] = None,
+    sample: Annotated[int, typer.Option(help="Number of layers that a costly gate looks at, at most.")] = 12,
+    out: Annotated[Path | None, typer.Option(help="FILE.json to store all findings in.")] = None,
     config: o.Config = None,
     template: o.Template = "auto",
     bad_share: o.BadShare = 0.01,
@@ -73,10 +73,12 @@ def verify(
 
 
 def reproduce(
-    paper: Annotated[str, typer.Argument(help=f"{', '.join(PAPERS)}.")],
-    scale: Annotated[str, typer.Option(help="smoke (minutes), small (hours), full; ila: also masks.")] = "smoke",
+    paper: Annotated[str, typer.Argument(help=f"Which paper: {', '.join(PAPERS)}.")],
+    scale: Annotated[
+        str, typer.Option(help="How much of it: smoke (minutes), small (hours), full; ila: also masks.")
+    ] = "smoke",
     out: Annotated[Path | None, typer.Option(help="Run folder.")] = None,
-    processes: Annotated[int, typer.Option(help="Computations side by side.")] = 2,
+    processes: Annotated[int, typer.Option(help="Number of processes that compute side by side.")] = 2,
     fresh: o.Fresh = False,
     config: o.Config = None,
 ) -> None:
@@ -89,16 +91,16 @@ def reproduce(
 def league(
     model: o.Model,
     data: Annotated[list[str], typer.Option(help=f"{o.DATA} Repeat it for several.")],
-    budget: Annotated[str, typer.Option(help="Shares of what LoRA adds to all layers.")] = "10%,30%",
+    budget: Annotated[str, typer.Option(help="Budgets, as shares of what LoRA adds to all layers.")] = "10%,30%",
     criterion: Annotated[
-        list[str] | None, typer.Option(help="Only entrants of this criterion; repeat for several.")
+        list[str] | None, typer.Option(help="Let only entrants of this criterion play; may be repeated.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Procedures per entrant, 2 or more.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Independent procedures per entrant, at least 2.")] = 3,
     lr: Annotated[
         list[float] | None,
         typer.Option(help="Learning rates to choose from, each tried with every seed; default 1e-2, 3e-2."),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Of every training.")] = 60,
+    steps: Annotated[int, typer.Option(help="Steps of every training.")] = 60,
     batch_size: o.BatchSize = 8,
     rank: o.Rank = 8,
     records: o.Records = 1024,
@@ -106,9 +108,9 @@ def league(
     max_length: o.MaxLength = 192,
     template: o.Template = "auto",
     bad_share: o.BadShare = 0.01,
-    control: Annotated[str | None, typer.Option(help="Data whose loss tells what is forgotten.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/league.")] = None,
-    processes: Annotated[int, typer.Option(help="Computations side by side.")] = 2,
+    control: Annotated[str | None, typer.Option(help="Unrelated data, whose loss tells what is forgotten.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/league.")] = None,
+    processes: Annotated[int, typer.Option(help="Number of processes that compute side by side.")] = 2,
     fresh: o.Fresh = False,
     config: o.Config = None,
 ) -> None:

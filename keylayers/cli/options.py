@@ -50,10 +50,13 @@ Network = Annotated[
     str | None, typer.Option(help="A network of images: package.module:factory, a folder, or a hub id.")
 ]
 Clean = Annotated[str | None, typer.Option(help="Clean labelled images: .npz with x and y, or bundled:digits.")]
-NetworkWeights = Annotated[str | None, typer.Option(help="Safetensors for a factory, or over a checkpoint's own.")]
+NetworkWeights = Annotated[
+    str | None, typer.Option(help="Safetensors for a factory, or to load over a checkpoint's own weights.")
+]
 DATA = "Hub id, .json .jsonl .parquet .csv .txt (also .gz), a folder of them, or bundled:NAME."
 Data = Annotated[str, typer.Option(help=DATA)]
 Weights = Annotated[str | None, typer.Option(help="Safetensors for a package.module:factory model.")]
+<<<<<<< HEAD
 Granularity = Annotated[str, typer.Option(help="block, sublayer, linear, expert, router, conv or skip.")]
 Remainder = Annotated[
     str, typer.Option(help="Whose stays what no scored layer holds (norms, embeddings): tuned or base.")
@@ -61,16 +64,34 @@ Remainder = Annotated[
 Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: prompt=NAME, completion=NAME.")]
 Template = Annotated[
     str, typer.Option(help="Conversations as text: auto, chat, plain, or a text with {prompt} and {completion}.")
+=======
+Granularity = Annotated[
+    str, typer.Option(help="What counts as a layer: block, sublayer, linear, expert, router, conv or skip.")
 ]
-BadShare = Annotated[float, typer.Option(help="Most of the records, as a share, that may be bad and left out.")]
-Records = Annotated[int | None, typer.Option(help="Most training records.")]
-MaxLength = Annotated[int | None, typer.Option(help="Tokens a record is cut at; default: context, at most 512.")]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", help="Name of a column in the data: prompt=NAME, completion=NAME; may be repeated."),
+]
+Template = Annotated[
+    str,
+    typer.Option(help="How conversations become text: auto, chat, plain, or a text with {prompt} and {completion}."),
+]
+BadShare = Annotated[float, typer.Option(help="Largest share of the records that may be bad and left out.")]
+Records = Annotated[int | None, typer.Option(help="Use at most so many training records.")]
+MaxLength = Annotated[
+    int | None, typer.Option(help="Cut records at so many tokens; default: the model's context, at most 512.")
+>>>>>>> 52581d4 (Help texts are sentences that say what an option is)
+]
 BatchSize = Annotated[int, typer.Option(help="Sequences, or images, per step.")]
 Rank = Annotated[int, typer.Option(help="Rank of LoRA adapters.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over instead of resuming the run folder.")]
-Dtype = Annotated[str, typer.Option(help="auto (fp32 on a CPU), float32, bfloat16 or float16.")]
+Dtype = Annotated[
+    str, typer.Option(help="Precision to compute in: auto (float32 on a CPU), float32, bfloat16, float16 or float64.")
+]
 AllowPickle = Annotated[bool, typer.Option("--allow-pickle", help="Load .bin checkpoints, which can run code.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run model code from the hub.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let Python code that comes with a model run.")
+]
 
 
 def given(values: dict[str, Any]) -> dict[str, Any]:
