@@ -56,17 +56,12 @@ NetworkWeights = Annotated[
 DATA = "Hub id, .json .jsonl .parquet .csv .txt (also .gz), a folder of them, or bundled:NAME."
 Data = Annotated[str, typer.Option(help=DATA)]
 Weights = Annotated[str | None, typer.Option(help="Safetensors for a package.module:factory model.")]
-<<<<<<< HEAD
-Granularity = Annotated[str, typer.Option(help="block, sublayer, linear, expert, router, conv or skip.")]
-Remainder = Annotated[
-    str, typer.Option(help="Whose stays what no scored layer holds (norms, embeddings): tuned or base.")
-]
-Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: prompt=NAME, completion=NAME.")]
-Template = Annotated[
-    str, typer.Option(help="Conversations as text: auto, chat, plain, or a text with {prompt} and {completion}.")
-=======
 Granularity = Annotated[
     str, typer.Option(help="What counts as a layer: block, sublayer, linear, expert, router, conv or skip.")
+]
+Remainder = Annotated[
+    str,
+    typer.Option(help="Whose weights outside the scored layers (norms, embeddings) stay: those of tuned or of base."),
 ]
 Columns = Annotated[
     list[str] | None,
@@ -80,7 +75,6 @@ BadShare = Annotated[float, typer.Option(help="Largest share of the records that
 Records = Annotated[int | None, typer.Option(help="Use at most so many training records.")]
 MaxLength = Annotated[
     int | None, typer.Option(help="Cut records at so many tokens; default: the model's context, at most 512.")
->>>>>>> 52581d4 (Help texts are sentences that say what an option is)
 ]
 BatchSize = Annotated[int, typer.Option(help="Sequences, or images, per step.")]
 Rank = Annotated[int, typer.Option(help="Rank of LoRA adapters.")]

@@ -47,7 +47,7 @@ def render(model: nn.Module, selection: Selection, settings: ExportSettings) -> 
     }
     notes = [
         f"mergekit-yaml {FILE} OUT: exactly these layers from the tuned model, the other scored ones from the base",
-        f"what no scored layer holds (norms, embeddings) from the {settings.remainder} model (--remainder)",
+        f"what no scored layer holds (norms, embeddings) from the {settings.remainder} model (`remainder`)",
     ]
     return {FILE: yaml_text(document, selection, notes)}
 
