@@ -34,7 +34,7 @@ def run_league(options: Mapping[str, Any]) -> None:
     for task in league.tasks:
         task.inputs.load_splits()  # bad data is known before anything is computed
     settings = {key: value for key, value in options.items() if key not in ("out", "processes", "fresh")}
-    read = [source_files(one) for one in (*(options["data"] or ()), options["control"]) if one]
+    read = [source_files(one) for one in (*(options["data"] or ()), options["control"])]
     given = Given((options["model"],), tuple(file for files in read for file in files))
     with open_run(folder, "league", settings, given=given, fresh=options["fresh"]) as run:
         for played in play(league, run, options["processes"]):

@@ -45,8 +45,10 @@ def source_rows(source: str, split: str | None = None) -> Iterator[Row]:
     return folder_rows(path, split) if path.is_dir() else file_rows(path)
 
 
-def source_files(source: str) -> tuple[str, ...]:
+def source_files(source: str | None) -> tuple[str, ...]:
     """What a source is to be known again by: a folder's data files, of all its splits; of any other kind itself."""
+    if source is None:
+        return ()
     path = Path(source).expanduser()
     if source_kind(source) != "file" or not path.is_dir():
         return (source,)

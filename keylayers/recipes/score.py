@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from keylayers.criteria.criterion import Criterion, Evidence
 from keylayers.criteria.observing import ObservingCriterion, observe_together
+from keylayers.errors import BadInput, KeylayersError
 from keylayers.layers.layer import Layer
 from keylayers.recipes.evidence import gathered
 from keylayers.recipes.score_request import ScoreRequest, checked
@@ -27,7 +29,7 @@ def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
     asked = checked(request)
     chosen, options = asked.criteria, asked.settings
     files = {name: run.path / f"{name}.json" for name in chosen}
-    done = {name: load(file) for name, file in files.items() if file.exists()}
+    done = {name: _stored(file) for name, file in files.items() if file.exists()}
     missing = {name: criterion for name, criterion in chosen.items() if name not in done}
     if missing:
         needs = frozenset[str]().union(*(criterion.needs for criterion in missing.values()))
@@ -51,6 +53,18 @@ def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
             done[name] = result
             run.log("scored", criterion=name, seconds=result.provenance.seconds)
     return {name: done[name] for name in chosen}
+
+
+def _stored(file: Path) -> LayerScores:
+    """The scores that an earlier session stored. Raises BadInput if they are damaged."""
+    try:
+        return load(file)
+    except KeylayersError as error:
+        raise BadInput(
+            f"scores that this run stored are not what was written ({error})",
+            f"delete {str(file)!r} to have them computed again",
+            "start over with `fresh`",
+        ) from error
 
 
 def _observed(

@@ -142,8 +142,21 @@ def open_run(
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """The record of a run folder (`command`, `settings`, `status`, `seconds`, `sessions`), verified."""
-    return read_json(Path(path) / "run.json")
+    """The record of a run folder (`command`, `settings`, `status`, `seconds`, `sessions`), verified.
+
+    Raises:
+        BadInput: if it is missing or damaged.
+    """
+    try:
+        return read_json(Path(path) / "run.json")
+    except BadInput as error:
+        if not is_run(Path(path)):
+            raise
+        raise BadInput(
+            f"{str(Path(path, 'run.json'))!r} is damaged, so what the run was asked is not known",
+            "give another `out`",
+            "delete that run with `fresh`",
+        ) from error
 
 
 def _make(folder: Path) -> None:
@@ -191,7 +204,7 @@ def _prepare(folder: Path, record: dict[str, Any], fresh: bool) -> dict[str, Any
     remove_leftovers(folder)
     if not (folder / "run.json").exists():
         return None
-    earlier = None if fresh else _record_of(folder)
+    earlier = None if fresh else read_run(folder)
     if earlier is None or earlier["status"] == "clearing":
         _clear(folder, record)
         return None
@@ -221,17 +234,6 @@ def _prepare(folder: Path, record: dict[str, Any], fresh: bool) -> dict[str, Any
     if stored and (changed := list(_differences(stored, given))):
         note("resuming with other package versions than before: " + "; ".join(changed))
     return earlier
-
-
-def _record_of(folder: Path) -> dict[str, Any]:
-    try:
-        return read_run(folder)
-    except BadInput as error:
-        raise BadInput(
-            f"{str(folder / 'run.json')!r} is damaged, so what the run was asked is not known",
-            "give another `out`",
-            "delete that run with `fresh`",
-        ) from error
 
 
 def _clear(folder: Path, record: dict[str, Any]) -> None:

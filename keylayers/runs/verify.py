@@ -9,6 +9,7 @@ from pathlib import Path
 from keylayers.errors import BadInput, KeylayersError
 from keylayers.runs.atomic import read_json, read_tensors
 from keylayers.runs.clearing import RECORD, SEALED, is_run
+from keylayers.runs.folder import read_run
 from keylayers.runs.log import damaged_lines
 from keylayers.runs.seals import SEAL, damage, is_sealed, sealed_files
 
@@ -77,6 +78,9 @@ def _read(file: Path) -> bool:
         if lines := damaged_lines(file):
             raise BadInput(f"{str(file)!r}: damaged lines: {', '.join(map(str, lines[:5]))}; they are left out")
         return True
+    if file.name == "run.json" and is_run(file.parent):
+        read_run(file.parent)
+        return True
     if _always_carries(file):
         read_json(file) if file.suffix == ".json" else read_tensors(file)
         return True
@@ -103,8 +107,7 @@ def _always_carries(file: Path) -> bool:
     run = next((up for up in file.parents if is_run(up)), None)
     if run is None:
         return False
-    name = file.relative_to(run).as_posix()
-    return name == "run.json" or any(fnmatch(name, sealed) for sealed in SEALED)
+    return any(fnmatch(file.relative_to(run).as_posix(), sealed) for sealed in SEALED)
 
 
 def _load_scores(file: Path) -> None:
