@@ -152,11 +152,7 @@ def read_run(path: str | Path) -> dict[str, Any]:
     except BadInput as error:
         if not is_run(Path(path)):
             raise
-        raise BadInput(
-            f"{str(Path(path, 'run.json'))!r} is damaged, so what the run was asked is not known",
-            "give another `out`",
-            "delete that run with `fresh`",
-        ) from error
+        raise BadInput(f"{str(Path(path, 'run.json'))!r} is damaged, so what the run was asked is not known") from error
 
 
 def _make(folder: Path) -> None:
@@ -204,7 +200,10 @@ def _prepare(folder: Path, record: dict[str, Any], fresh: bool) -> dict[str, Any
     remove_leftovers(folder)
     if not (folder / "run.json").exists():
         return None
-    earlier = None if fresh else read_run(folder)
+    try:
+        earlier = None if fresh else read_run(folder)
+    except BadInput as error:
+        raise BadInput(str(error), "give another `out`", "delete that run with `fresh`") from error
     if earlier is None or earlier["status"] == "clearing":
         _clear(folder, record)
         return None
