@@ -213,3 +213,21 @@ def test_no_bundled_model_or_data_stands_for_ones_own(cli, command):
     if command.startswith(("tune", "share", "league")):
         result = cli(*command.replace("--data", "--model").split())
         assert result.code == 2 and "Missing option '--data'" in result.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("learned_mask", "--set", "steps=-3"),
+            "--set steps=-3 of learned_mask: expected a whole number of at least 1",
+        ),
+        (("learned_mask", "--set", "learning_rate=nan"), "--set learning_rate=nan of learned_mask: expected a number"),
+        (("first_step", "--set", "seed=-1"), "--set seed=-1 of first_step"),
+        (("fisher", "--measure", "tokens"), "--measure tokens: fisher takes no measure"),
+        (("path_integral", "--lr", "nan"), "--lr nan: expected a number above 0"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_anything_is_loaded_or_made(cli, tmp_path, words, said):
+    result = cli("score", *words, "--model", "nowhere", "--data", "nowhere.jsonl", "--out", "run")
+    assert result.code == 2 and said in result.err and not (tmp_path / "run").exists()
