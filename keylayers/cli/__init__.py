@@ -19,5 +19,9 @@ def main() -> None:
         except KeylayersError as error:
             sys.stderr.write(f"keylayers: {error}\n")
             raise SystemExit(2) from error
+        except OSError as error:  # wherever a path that cannot be was only asked about, as one of 300 characters
+            what = f"{error.filename}: " if error.filename else ""
+            sys.stderr.write(f"keylayers: {what}{error.strerror or error}\n")
+            raise SystemExit(2) from error
         except KeyboardInterrupt as stop:
             raise SystemExit(130) from stop

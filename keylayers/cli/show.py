@@ -1,5 +1,6 @@
 """Commands that print what exists: layers, criteria, agreement of score files."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,8 @@ def show_agreement(
 
 def _league_figures(place: Path) -> Path | None:
     """The figures of a league in this folder or file, if it holds one; told without what playing a league imports."""
-    file = place / "league.json" if place.is_dir() else place
-    if not file.is_file():
+    file = place / "league.json" if os.path.isdir(place) else place
+    if not os.path.isfile(file):
         return None
     with file.open("rb") as opened:
         return file if b'"games"' in opened.read(64) else None  # the first key; `write_json` keeps the order
@@ -81,7 +82,7 @@ def _league_figures(place: Path) -> Path | None:
 
 def _show_leagues(files: list[Path], figures: list[Path | None]) -> None:
     """Whether two leagues rank the ways of choosing layers alike."""
-    if absent := [file for file in files if not file.exists()]:
+    if absent := [file for file in files if not os.path.exists(file)]:
         raise BadInput(f"compare: {absent[0]}: no such file or folder; give the run of a league, or its league.json.")
     if len(files) != 2 or None in figures:
         raise BadInput(

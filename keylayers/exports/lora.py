@@ -1,6 +1,5 @@
 """What the LoRA targets share: layers named for peft, peft's answer to a configuration, the nearest selection."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from torch import nn
 
 from keylayers.errors import BadInput
 from keylayers.exports.target import Adapter, CannotExpress, ExportSettings
+from keylayers.files import reason
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.restoring import restored
@@ -66,8 +66,8 @@ def adapters_by_peft(model: nn.Module, config: Any) -> dict[str, Adapter]:
     with restored(model), quiet_peft():
         try:
             adapted = get_peft_model(unwrap(model), config, low_cpu_mem_usage=True)  # type: ignore[arg-type]
-        except (ValueError, AttributeError, TypeError, re.error) as error:
-            raise CannotExpress(f"peft cannot adapt {type(unwrap(model)).__name__} so: {_first_line(error)}") from error
+        except Exception as error:  # what it raises for a model it was not made for is no part of its interface
+            raise CannotExpress(f"peft cannot adapt {type(unwrap(model)).__name__} so: {reason(error)}.") from error
         return {
             name: Adapter(module.r["default"], module.scaling["default"])
             for name, module in adapted_layers(adapted).items()
@@ -112,10 +112,6 @@ def _matrices(model: nn.Module) -> list[Layer]:
     return found
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def strings(value: object, field: str, tool: str) -> list[str]:
     """A list of names as a configuration file spells it. Raises CannotExpress for what the tool would not read."""
     if value is None:
@@ -139,7 +135,7 @@ def loraconfig(**arguments: Any) -> Any:
     try:
         return LoraConfig(**arguments)
     except (ValueError, TypeError) as error:
-        raise CannotExpress(f"peft refuses these settings: {_first_line(error)}") from error
+        raise CannotExpress(f"peft refuses these settings: {reason(error)}.") from error
 
 
 def mapping_of(files: Mapping[str, str], name: str) -> dict[str, Any]:

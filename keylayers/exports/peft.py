@@ -17,6 +17,7 @@ from torch import nn
 
 from keylayers.exports.lora import adapters_by_peft, lora_words, nearest_matrices
 from keylayers.exports.target import Adapter, CannotExpress, ExportSettings, Target
+from keylayers.files import reason
 from keylayers.scores.selection import Selection
 from keylayers.training.adapters import LoraSettings, lora_config, whole
 
@@ -53,8 +54,8 @@ def adapters(model: nn.Module, files: Mapping[str, str]) -> dict[str, Adapter]:
         (Path(folder) / FILE).write_text(files[FILE], encoding="utf-8")
         try:
             config = LoraConfig.from_pretrained(folder)
-        except (ValueError, TypeError, KeyError) as error:
-            raise CannotExpress(f"peft cannot read {FILE}: {error}") from error
+        except Exception as error:
+            raise CannotExpress(f"peft cannot read {FILE}: {reason(error)}.") from error
     return adapters_by_peft(model, config)
 
 

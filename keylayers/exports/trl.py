@@ -16,6 +16,7 @@ from keylayers.exports.loaded import require_loadable
 from keylayers.exports.lora import adapters_by_peft, lora_words, nearest_matrices, one_rank
 from keylayers.exports.target import Adapter, CannotExpress, ExportSettings, Target
 from keylayers.exports.yaml_text import yaml_text
+from keylayers.files import reason
 from keylayers.scores.selection import Selection
 from keylayers.training.adapters import whole
 
@@ -57,8 +58,8 @@ def adapters(model: nn.Module, files: Mapping[str, str]) -> dict[str, Adapter]:
             parser = TrlParser(ModelConfig)  # type: ignore[arg-type]  # a dataclass
             (arguments,) = parser.parse_args_and_config(["--config", str(path)])
             config = get_peft_config(arguments)
-        except (ValueError, TypeError) as error:
-            raise CannotExpress(f"trl cannot read {FILE}: {error}") from error
+        except (Exception, SystemExit) as error:  # its parser of arguments exits
+            raise CannotExpress(f"trl cannot read {FILE}: {reason(error)}.") from error
     return {} if config is None else adapters_by_peft(model, config)
 
 

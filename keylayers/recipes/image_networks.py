@@ -9,6 +9,7 @@ from torch import nn
 
 from keylayers.data.images import Images
 from keylayers.errors import BadInput, KeylayersError
+from keylayers.files import check_regular, explained, reason
 from keylayers.layers.placing import frozen
 from keylayers.layers.suppressed import Suppressed
 from keylayers.measures.backdoor import check_labels, predicted_classes
@@ -74,9 +75,8 @@ def look_at(model: nn.Module, images: Images, source: str, seed: int = 0) -> int
     except KeylayersError:
         raise
     except Exception as error:  # whatever a network does with what it was not made for
-        why = str(error).strip().splitlines() or [type(error).__name__]
         raise BadInput(
-            f"{source} does not run on images of shape {tuple(x.shape[1:])} (channels, height, width): {why[0]}"
+            f"{source} does not run on images of shape {tuple(x.shape[1:])} (channels, height, width): {reason(error)}"
         ) from error
     if logits.ndim != 2:
         raise BadInput(
@@ -131,7 +131,8 @@ def _normalise(loaded: LoadedModel) -> None:
     stated = preprocessing(loaded)
     if "image_mean" in stated and "image_std" in stated:
         if stated.get("do_normalize", True):
-            normalise_inside(loaded.model, stated["image_mean"], stated["image_std"])
+            with explained(f"{loaded.source}: the stated mean and deviation are none"):
+                normalise_inside(loaded.model, stated["image_mean"], stated["image_std"])
     elif stated.get("do_normalize", True):
         note(
             f"{loaded.source}: no {PREPROCESSOR} was found that states a mean and a deviation, so the network gets "
@@ -149,13 +150,9 @@ def preprocessing(loaded: LoadedModel) -> dict[str, Any]:
 
     place = loaded.source if loaded.folder is None else loaded.folder
     for name in (PROCESSOR, PREPROCESSOR):
-        try:
+        with explained(f"cannot read {name} of {loaded.source!r}, which says how images are normalised"):
             file = cached_file(place, name, _raise_exceptions_for_missing_entries=False)
-            stated = {} if file is None else json.loads(Path(file).read_text())
-        except (OSError, ValueError) as error:
-            raise BadInput(
-                f"cannot read {name} of {loaded.source!r} ({error}); it says how images are normalised."
-            ) from error
-        if own := stated.get("image_processor") if name == PROCESSOR else stated:
-            return dict(own)
+            stated = {} if file is None else json.loads(check_regular(file).read_text())
+            if own := stated.get("image_processor") if name == PROCESSOR else stated:
+                return dict(own)
     return {}

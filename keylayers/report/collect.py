@@ -1,5 +1,6 @@
 """A run folder read into values for its report; what is missing or damaged is named, not fatal."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -178,6 +179,8 @@ def _rankings(folder: Path, root: Path, settings: Mapping[str, Any], gaps: list[
 
 
 def _head(path: Path) -> str:
+    if not os.path.isfile(path):
+        return ""
     try:
         with open(path, "rb") as file:
             return file.read(HEAD).decode(errors="replace")

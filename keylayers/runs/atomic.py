@@ -6,11 +6,13 @@ publishes both at once and no moment exists at which they disagree.
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keylayers.errors import BadInput
+from keylayers.files import check_regular, reason
 from keylayers.files.replacing import replacing
 from keylayers.runs.provenance import canonical_json, digest, plain
 
@@ -41,14 +43,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
         BadInput: missing, truncated or changed since it was written.
     """
     path = Path(path)
+    if not os.path.exists(path):
+        raise BadInput(f"no file {str(path)!r}; it is written by the run that this folder belongs to")
+    check_regular(path)
     try:
         content = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise BadInput(f"no file {str(path)!r}; it is written by the run that this folder belongs to") from error
     except OSError as error:
         raise BadInput(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"is not whole JSON ({error})") from error
+        raise _damaged(path, f"is not whole JSON ({reason(error)})") from error
     if not isinstance(content, dict) or "sha256" not in content:
         raise _damaged(path, "holds no sha256 of its content")
     recorded = content.pop("sha256")
@@ -87,7 +90,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str,
     Raises:
         BadInput: missing, truncated, changed since it was written, or not written by `write_tensors`.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = Path(path)
     if not path.is_file():
@@ -96,8 +99,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str,
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise _damaged(path, f"is not a whole safetensors file ({error})") from error
+    except Exception as error:
+        raise _damaged(path, f"is not a whole safetensors file ({reason(error)})") from error
     if "sha256" not in header or "meta" not in header:
         raise _damaged(path, "holds no sha256 of its content")
     if _tensors_digest(tensors, header["meta"]) != header["sha256"]:

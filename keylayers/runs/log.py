@@ -47,7 +47,7 @@ def damaged_lines(path: str | Path) -> list[int]:
 
 def _lines(path: Path) -> Iterator[dict[str, Any] | None]:
     """The event of every line that is not empty, None for one that is not whole."""
-    for line in path.read_bytes().splitlines() if path.exists() else []:
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
         if line.strip():
             yield _event(line)
 

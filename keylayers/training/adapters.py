@@ -12,6 +12,7 @@ from annotated_types import Ge, Lt
 from torch import nn
 
 from keylayers.errors import BadInput, BadSelection
+from keylayers.files import reason
 from keylayers.layers.layer import Layer
 from keylayers.layers.restoring import restored
 from keylayers.layers.structure import walk
@@ -89,10 +90,9 @@ def attach_lora(model: nn.Module, layers: Sequence[Layer], settings: LoraSetting
     with restored(model, only_after_errors=True), quiet_peft():
         try:
             adapted = get_peft_model(model, config)
-        except ValueError as error:
-            reason = str(error).splitlines()[0].rstrip(".")
+        except Exception as error:  # what it raises for a model it was not made for is no part of its interface
             raise BadInput(
-                f"peft cannot adapt this selection: {reason}",
+                f"peft cannot adapt this selection: {reason(error)}",
                 "select layers without it (`select`)",
                 "train in full (`method=full`)",
                 "give a model that was tuned elsewhere (`tuned`)",
