@@ -24,6 +24,8 @@ NOT_READ = (
     *("trainer_state.json", "training_args.bin", "optimizer.*", "scheduler.*", "rng_state*", "*_results.json"),
 )
 """Names in a checkpoint folder that no loader opens: words about it, and what a trainer leaves beside it."""
+OTHER_WEIGHTS = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.h5", "*.msgpack", "*.onnx")
+"""Names of weights that no loader opens where there are safetensors."""
 SETTLED = 2.0
 """Seconds after a change before a file's times are trusted: clocks of file systems tick in steps."""
 
@@ -95,7 +97,9 @@ def files_read(source: Path) -> dict[str, Path]:
         raise BadInput(f"cannot list {str(source)!r}: {error.strerror}; give a folder that is readable") from error
     top = [source / name for name in names if os.path.isfile(source / name) and not name.startswith(".")]
     if any(fnmatch(path.name, mark) for path in top for mark in MARKS):
-        read = [path for path in top if not any(fnmatch(path.name, name) for name in NOT_READ)]
+        safe = any(path.suffix == ".safetensors" for path in top)
+        unread = (*NOT_READ, *(OTHER_WEIGHTS if safe else ()))
+        read = [path for path in top if not any(fnmatch(path.name, name) for name in unread)]
         read += [path for path in sorted((source / TEMPLATES).glob("*")) if path.is_file()]
     else:
         read = _below(source)

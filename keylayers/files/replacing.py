@@ -141,11 +141,16 @@ def sync(path: Path) -> None:
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}{TEMPORARY}")
+    return path.with_name(f"{_begin(path)}{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def _begin(path: Path) -> str:
+    """How names beside it begin; a file system takes 255 bytes."""
+    return f".{os.fsencode(path.name)[:200].decode(errors='ignore')}."
 
 
 def _leftovers(path: Path) -> list[Path]:
-    own = re.compile(re.escape(f".{path.name[:200]}.") + r"[0-9a-f]{8}" + re.escape(TEMPORARY))
+    own = re.compile(re.escape(_begin(path)) + r"[0-9a-f]{8}" + re.escape(TEMPORARY))
     with os.scandir(path.parent) as entries:
         return [Path(entry.path) for entry in entries if own.fullmatch(entry.name)]
 

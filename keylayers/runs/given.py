@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from keylayers.files.digests import Content, content_of, files_read
 from keylayers.runs.progress import note
 from keylayers.runs.seals import SEAL, sealed_files
 
+READERS = 4
 MUCH = 4 * 2**30
 """Bytes whose reading takes long enough to be said."""
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -33,12 +35,11 @@ class Given:
         Raises:
             BadInput: for a file that cannot be read or that does not match the seal of its folder.
         """
-        found = {}
         files = dict(_files((*self.models, *self.data)))
         if (much := sum(path.stat().st_size for name, path in files.items() if name not in earlier)) > MUCH:
             note(f"reading {much / 2**30:.0f} GiB once, so that a later session knows whether they are the same")
-        for name, path in files.items():
-            found[name] = content_of(path, earlier.get(name))
+        with ThreadPoolExecutor(READERS) as readers:  # sha256 leaves the interpreter to others
+            found = dict(zip(files, readers.map(content_of, files.values(), map(earlier.get, files)), strict=True))
         _check_seals(files, found)
         for kind, sources in (("model", self.models), ("dataset", self.data)):
             for name in dict.fromkeys(map(str, filter(None, sources))):

@@ -51,7 +51,7 @@ def locked_beside(path: Path) -> Iterator[None]:
     Raises:
         BadInput: if another process holds it, or the folder around cannot be written.
     """
-    lock = path.with_name(f".{path.name[:200]}.lock")
+    lock = path.with_name(f".{os.fsencode(path.name)[:200].decode(errors='ignore')}.lock")
     with _holding(lock, path):
         try:
             yield

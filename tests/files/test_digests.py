@@ -13,7 +13,15 @@ from keylayers.files.digests import content_of, contents, file_sha256
 
 def checkpoint(folder: Path) -> Path:
     folder.mkdir()
-    for name in ("config.json", "model-1.safetensors", "tokenizer.json", "vocab.txt", "README.md", "optimizer.pt"):
+    for name in (
+        "config.json",
+        "model-1.safetensors",
+        "tokenizer.json",
+        "vocab.txt",
+        "README.md",
+        "optimizer.pt",
+        "x.bin",
+    ):
         (folder / name).write_text(name)
     (folder / "checkpoint-5").mkdir()
     (folder / "checkpoint-5" / "model.safetensors").write_text("an earlier state")

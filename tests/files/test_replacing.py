@@ -27,6 +27,12 @@ def test_leftovers_of_the_same_file_are_swept_and_all_others_stay(tmp_path: Path
     assert {path.name for path in tmp_path.iterdir()} == {*kept, "a.json"}
 
 
+def test_names_may_be_as_long_as_the_file_system_takes(tmp_path: Path) -> None:
+    for name in ("a" * 255, "層" * 85):
+        write(tmp_path / name, "whole")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_without_locks_only_old_leftovers_are_swept(tmp_path: Path, monkeypatch) -> None:
     def none(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks")
