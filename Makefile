@@ -3,6 +3,8 @@
 #   make test      every test but the longest
 #   make test-all  every test
 #   make check     style, types and import directions
+#   make faults    long commands killed, starved and interrupted, files damaged: SECONDS=300 SEED=0
+#   make fuzz      every parser with many odd inputs: EXAMPLES=2000
 #   make screenshots   the pictures of docs/report.md, from the demo's report in Chromium
 #   make bench     speed beside the peers' way and the limit
 # TORCH=keep uses the torch that PYTHON already has and leaves it as it is.
@@ -11,6 +13,9 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= pinned
 PY := $(VENV)/bin/python
+SECONDS ?= 300
+SEED ?= 0
+EXAMPLES ?= 2000
 READY := $(VENV)/.ready-$(TORCH)
 PIP := $(PY) -m pip -qq --disable-pip-version-check --no-input
 # Its metadata asks for torchvision, which it never imports, and for a requests of 2021, which nothing else here accepts.
@@ -21,7 +26,7 @@ export TOKENIZERS_PARALLELISM = false
 # Many tests start processes, each of which would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo test test-all check bench screenshots clean
+.PHONY: help install demo test test-all check bench faults fuzz screenshots clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,6 +52,14 @@ check: $(READY)
 	@echo "==> ruff format --check" && $(PY) -m ruff format --check .
 	@echo "==> mypy" && $(PY) -m mypy
 	@echo "==> lint-imports" && $(VENV)/bin/lint-imports --no-logo
+
+faults: $(READY)
+	@echo "==> faults, $(SECONDS) seconds of them"
+	@$(PY) -m faults --seconds $(SECONDS) --seed $(SEED) --page docs/faults.md
+
+fuzz: $(READY)
+	@echo "==> fuzzing"
+	@EXAMPLES=$(EXAMPLES) OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/fuzz --hypothesis-profile=fuzz
 
 bench: $(READY)
 	@echo "==> benchmarks"

@@ -20,12 +20,18 @@ os.environ.update(
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 
 # A background job inherits SIGINT ignored, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("keylayers", deadline=None, derandomize=True, max_examples=50)
+settings.register_profile(  # make fuzz; inputs are small as they are
+    "fuzz",
+    deadline=None,
+    max_examples=int(os.environ.get("EXAMPLES", 2000)),
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+)
 settings.load_profile("keylayers")
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput
+from keylayers.files import explained
 from keylayers.maths.centroids import cosines
 from keylayers.maths.conformal import bound
 from keylayers.measures.features import (
@@ -177,13 +178,14 @@ def load_screen(path: str | Path) -> Screen:
     tensors, meta = read_tensors(path)
     if meta.get("format") != FORMAT:
         raise BadInput(f"{path} is of format {meta.get('format')!r}; expected {FORMAT!r}, as save_screen writes it.")
-    layers: Sequence[str] = meta["layers"]
-    arrays: dict[str, Any] = {name: tensors[name].numpy() for name in ("weights", "means", "spreads", "thresholds")}
-    return Screen(
-        tuple(layers),
-        tuple(tensors[f"centroids.{index}"] for index in range(len(layers))),
-        settings=ScreenSettings(**meta["settings"]),
-        calibrated=tuple(meta["calibrated"]),
-        own_predict=meta["own_predict"],
-        **arrays,
-    )
+    with explained(f"{path} is not what save_screen writes"):
+        layers: Sequence[str] = meta["layers"]
+        arrays: dict[str, Any] = {name: tensors[name].numpy() for name in ("weights", "means", "spreads", "thresholds")}
+        return Screen(
+            tuple(layers),
+            tuple(tensors[f"centroids.{index}"] for index in range(len(layers))),
+            settings=ScreenSettings(**meta["settings"]),
+            calibrated=tuple(meta["calibrated"]),
+            own_predict=meta["own_predict"],
+            **arrays,
+        )

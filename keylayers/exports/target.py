@@ -10,6 +10,7 @@ from torch import nn
 
 from keylayers.errors import BadInput, BadSelection
 from keylayers.exports import get
+from keylayers.files import explained
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import first_names, parameters_of
 from keylayers.layers.versions import REMAINDER, Remainder
@@ -80,6 +81,16 @@ class Target:
     merges: bool = False
     """Whether it puts a model together from a base and a tuned one."""
 
+    def matched(self, model: nn.Module, files: Mapping[str, str]) -> tuple[set[str], dict[str, Adapter]]:
+        """What the tool would select in this model, given these files, and the adapters it would put there.
+
+        Raises:
+            CannotExpress: for files that do not say exactly which. BadInput: for files that the tool cannot read.
+        """
+        with explained(f"{self.name} cannot read {', '.join(files)}", "export again"):
+            adapters = self.adapters(model, files) if self.adapters is not None else {}
+            return set(adapters) if self.adapters is not None else self.read_back(model, files), adapters
+
 
 @dataclass(frozen=True)
 class Export:
@@ -143,8 +154,7 @@ def verified(model: nn.Module, selection: Selection, target: Target, settings: E
             f"{tied[0].name} shares its weight with {tied[0].tied_to}, so acting on it changes both places."
         )
     files = target.render(model, selection, settings)
-    adapters = target.adapters(model, files) if target.adapters is not None else {}
-    found = set(adapters) if target.adapters is not None else target.read_back(model, files)
+    found, adapters = target.matched(model, files)
     wanted, rest = _wanted(selection, target.unit), set[str]()
     if target.merges:
         rest = _unscored(model, selection)

@@ -22,7 +22,7 @@ def from_factory(source: str, weights: str | None = None, allow_pickle: bool = F
         sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:  # the last: `.name`, which is relative to nothing
         raise BadInput(
             f"cannot import {module_name!r} of model {source!r}: {error}. Expected package.module:factory."
         ) from error

@@ -120,7 +120,7 @@ def _suppressed(model: nn.Module, beside: Path) -> nn.Module:
         return model
     if not isinstance(stated, dict) or stated.get("format") != FORMAT:
         return model
-    factors: dict[str, float] = read_json(beside)["skips"]
+    factors: dict[str, float] = read_json(beside, skips=dict)["skips"]
     for factor in dict.fromkeys(factors.values()):
         model = Suppressed(model, [name for name, own in factors.items() if own == factor], factor)
     note(f"{beside} beside the weights: {', '.join(factors)} stay turned down")

@@ -175,7 +175,7 @@ class _Watch:
 def settling_of(folder: str | Path) -> dict[str, Any] | None:
     """What a run folder says about where its stage 1 stopped; None where it was not asked to stop early."""
     path = Path(folder) / "parts" / f"{SETTLING}.json"
-    return read_json(path)["value"] if path.is_file() else None
+    return read_json(path, value=dict)["value"] if path.is_file() else None
 
 
 def _moves(answers: Mapping[int, Mapping[str, Any]]) -> list[Move]:

@@ -36,11 +36,11 @@ def write_json(path: str | Path, value: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(content | {"sha256": digest(content)}, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The object that `write_json` wrote, without its digest.
+def read_json(path: str | Path, **expected: type) -> dict[str, Any]:
+    """The object that `write_json` wrote, without its digest; `expected` names entries that it must have.
 
     Raises:
-        BadInput: missing, truncated or changed since it was written.
+        BadInput: missing, truncated, changed since it was written, or without such an entry of that type.
     """
     path = Path(path)
     if not os.path.exists(path):
@@ -61,6 +61,9 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise _damaged(path, f"holds what was never written ({error})") from error
     if actual != recorded:
         raise _damaged(path, f"does not match its sha256 ({str(recorded)[:12]}... recorded, {actual[:12]}... found)")
+    for name, kind in expected.items():
+        if name not in content or not isinstance(content[name], kind):
+            raise _damaged(path, f"has no {name!r} as such files have it")
     return content
 
 

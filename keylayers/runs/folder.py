@@ -53,7 +53,7 @@ class RunFolder:
             began = time.monotonic()
             value = compute()
             write_json(path, {"value": value, "seconds": round(time.monotonic() - began, 3)})
-        return read_json(path)["value"]
+        return read_json(path, value=dict)["value"]
 
     def tensor_part(self, name: str, compute: Callable[[], Mapping[str, "torch.Tensor"]]) -> dict[str, "torch.Tensor"]:
         """The tensors `compute` returns, on the CPU: computed and stored once, read back ever after."""
@@ -145,14 +145,26 @@ def read_run(path: str | Path) -> dict[str, Any]:
     """The record of a run folder (`command`, `settings`, `status`, `seconds`, `sessions`), verified.
 
     Raises:
-        BadInput: if it is missing or damaged.
+        BadInput: if it is missing, damaged, or no record of a run.
     """
+    record = Path(path) / "run.json"
     try:
-        return read_json(Path(path) / "run.json")
+        stored = read_json(record, command=str, settings=dict, status=str, sessions=list)
+        if not all(map(_is_session, stored["sessions"])):
+            raise BadInput(f"{str(record)!r} lists sessions as no run records them")
+        return stored
     except BadInput as error:
         if not is_run(Path(path)):
             raise
-        raise BadInput(f"{str(Path(path, 'run.json'))!r} is damaged, so what the run was asked is not known") from error
+        raise BadInput(f"{str(record)!r} is damaged, so what the run was asked is not known") from error
+
+
+def _is_session(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("versions", {}), dict)
+        and isinstance(value.get("seconds", 0), int | float)
+    )
 
 
 def _make(folder: Path) -> None:
@@ -229,7 +241,7 @@ def _prepare(folder: Path, record: dict[str, Any], fresh: bool) -> dict[str, Any
             "delete that run with `fresh`",
             "give what is stored to resume it",
         )
-    stored, given = earlier["sessions"][-1]["versions"] if earlier["sessions"] else {}, versions()
+    stored, given = earlier["sessions"][-1].get("versions", {}) if earlier["sessions"] else {}, versions()
     if stored and (changed := list(_differences(stored, given))):
         note("resuming with other package versions than before: " + "; ".join(changed))
     return earlier

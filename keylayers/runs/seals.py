@@ -39,7 +39,7 @@ def is_sealed(folder: Path) -> bool:
 
 def sealed_files(folder: Path) -> dict[str, str]:
     """The digests in a folder's seal, by name. Raises BadInput if the seal is damaged."""
-    return dict(read_json(folder / SEAL)["files"])
+    return dict(read_json(folder / SEAL, files=dict)["files"])
 
 
 def damage(folder: Path) -> dict[str, str]:

@@ -1,0 +1,90 @@
+"""What a command left behind, without what clocks say: comparable between a run and its resumption."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CLOCKS = {"seconds", "train_seconds", "sessions", "peak_bytes", "sha256"}
+"""Keys of JSON objects that tell of a run's course, not of its result; a file's own digest covers these, too."""
+COURSE = {".lock", "log.jsonl", "report.html"}
+"""Files that tell of a run's course alone."""
+LEFTOVERS = (".tmp", ".part", ".partial")
+
+Picture = Mapping[str, str]
+"""Path below the outcome -> digest of what the file says, or what is wrong with it, which begins with HALF."""
+HALF = "half: "
+
+
+def picture(outcome: Path) -> Picture:
+    """Of a file or of all files of a folder; empty where there is nothing."""
+    if outcome.is_file():
+        return {outcome.name: _said_by(outcome)}
+    files = sorted(path for path in outcome.rglob("*") if path.is_file() and path.name not in COURSE)
+    return {str(path.relative_to(outcome)): _said_by(path) for path in files}
+
+
+def differences(expected: Picture, given: Picture) -> list[str]:
+    """One text per file that is missing, new or different."""
+    words = {(True, False): "is missing", (False, True): "is new", (True, True): "differs"}
+    return [
+        f"{name} {words[name in expected, name in given]}"
+        for name in sorted({*expected, *given})
+        if expected.get(name) != given.get(name)
+    ]
+
+
+def half_files(given: Picture) -> list[str]:
+    """Files under their final names that cannot be read."""
+    return [
+        f"{name}: {said.removeprefix(HALF)}"
+        for name, said in given.items()
+        if said.startswith(HALF) and not any(map(_unfinished, name.split("/")))
+    ]
+
+
+def leftovers(folder: Path) -> list[str]:
+    """Files and folders that were being written."""
+    return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.name.endswith(LEFTOVERS)]
+
+
+def _unfinished(part: str) -> bool:
+    """A file being written, or a state that transformers writes file by file; that counts when its seal is written."""
+    return part.startswith((".", "checkpoint-"))
+
+
+def _said_by(path: Path) -> str:
+    try:
+        if path.suffix == ".json":
+            content = json.dumps(_clockless(json.loads(path.read_bytes())), sort_keys=True).encode()
+        elif path.suffix == ".safetensors":
+            content = _tensors(path)
+        else:
+            content = path.read_bytes()
+    except Exception as error:
+        return f"{HALF}{error}"
+    return hashlib.sha256(content).hexdigest()
+
+
+def _tensors(path: Path) -> bytes:
+    import torch
+    from safetensors import safe_open
+
+    said = hashlib.sha256()
+    with safe_open(path, framework="pt") as file:
+        header = {key: value for key, value in (file.metadata() or {}).items() if key != "sha256"}
+        said.update(json.dumps(header, sort_keys=True).encode())
+        for name in sorted(file.keys()):
+            tensor = file.get_tensor(name)
+            said.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            said.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return said.digest()
+
+
+def _clockless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _clockless(item) for key, item in value.items() if key not in CLOCKS}
+    if isinstance(value, list):
+        return [_clockless(item) for item in value]
+    return value
