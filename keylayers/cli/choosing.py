@@ -58,6 +58,9 @@ def score(
     weights: o.Weights = None,
     columns: o.Columns = None,
     records: o.Records = None,
+    score_records: Annotated[
+        int, typer.Option(help="Most records that the scores rest on; where stage 1 trains, others than it trains on.")
+    ] = 256,
     max_length: o.MaxLength = None,
     steps: Annotated[int, typer.Option(help="Training steps of stage 1.")] = 200,
     lr: Annotated[float, typer.Option(help="Learning rate of stage 1.")] = 3e-3,

@@ -50,6 +50,7 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
         ),
         lora=LoraSettings(rank=options["rank"], alpha=2.0 * options["rank"]),
         batch_size=options["batch_size"],
+        score_records=options["score_records"],
         stop_early=StopEarly(rule) if options["stop_early"] else None,
     )
     checked(request)  # before files are digested and a folder is made
@@ -165,6 +166,21 @@ def _check_settled(stop_early: bool, settled: float | None) -> None:
         raise BadInput(f"--settled {settled:g}: expected an agreement above 0 and at most 1, such as 0.9.")
 
 
+def _rests_on(scores: Any, has_interval: bool) -> str:
+    """On how much data a ranking rests, and what its intervals are over."""
+    from keylayers import criteria
+    from keylayers.criteria.evaluation import GROUPS
+
+    looks = "data" in criteria.get(scores.criterion).needs
+    entry = next((one for one in scores.provenance.data if looks and "batches" in one), None)
+    if entry is None:
+        return "no interval: nothing that varies was looked at"
+    groups = min(entry["batches"], GROUPS)
+    over = f"intervals are over {groups} groups of batches" if has_interval else "no interval"
+    part = f" ({entry['split']})" if entry.get("split") else ""
+    return f"from {entry['records']} records{part} in {entry['batches']} batches; {over}"
+
+
 def _show_scores(scores: Any) -> None:
     from keylayers.scores.caveats import ranking_caveats
 
@@ -176,6 +192,7 @@ def _show_scores(scores: Any) -> None:
         rows.append((layer.name, f"{scores.values[index]:.4g}", spread, f"{layer.size:,}"))
     say(f"\n{scores.criterion}: the 10 most critical of {len(scores.layers)} layers")
     say(table(("layer", "score", "95 % interval", "parameters"), rows))
+    say(_rests_on(scores, bounds is not None))
     for caveat in ranking_caveats(scores):
         say(caveat)
     noted = scores.provenance.settings

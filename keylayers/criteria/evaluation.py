@@ -11,6 +11,11 @@ GROUPS = 8
 """Most groups the calibration batches are split into; each is one repeat behind an interval."""
 
 
+def fitting_size(records: int, most: int) -> int:
+    """Records per batch, at most so many and so few that there are as many batches as groups, as far as they go."""
+    return max(1, min(most, records // GROUPS))
+
+
 def groups_of(batches: int) -> list[list[int]]:
     """Batch indices dealt round robin into at most GROUPS groups."""
     count = min(GROUPS, batches)

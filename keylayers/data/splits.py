@@ -42,28 +42,33 @@ def split(records: Records, *, shares: tuple[float, float, float] = DEFAULT_SHAR
     """
     if any(share < 0 for share in shares) or not isclose(sum(shares), 1.0, abs_tol=1e-9):
         raise BadInput(f"shares={shares}: expected three shares that sum to 1")
-    wanted = [name for name, share in zip(SPLITS, shares, strict=True) if share > 0]
-    for by in ("key", "whole_key"):
-        parts = parted(records, by=by, shares=shares, seed=seed)  # type: ignore[arg-type]
-        if all(parts[name] for name in wanted):
-            return Splits(**parts)
+    parts = parted(records, shares=shares, seed=seed)
+    empty = next((name for name, share in zip(SPLITS, shares, strict=True) if share > 0 and not parts[name]), None)
+    if empty is None:
+        return Splits(**parts)
     different = len({record.whole_key for record in records})
-    empty = next(name for name in wanted if not parts[name])
     raise BadInput(
         f"{records.source}: no record fell into the {empty} split, because its {len(records)} records have "
-        f"{different} different prompt{'s' * (different != 1)}, and records of one prompt stay together; give data "
-        f"with more different prompts (some thirty part well)"
+        f"{different} different prompt{'s' * (different != 1)}, and records of one prompt stay together",
+        "give data with more different prompts (some thirty part well)",
     )
 
 
 def parted(
-    records: Records,
-    *,
-    by: Literal["key", "whole_key"] = "key",
-    shares: tuple[float, float, float] = DEFAULT_SHARES,
-    seed: int = 0,
+    records: Records, *, shares: tuple[float, float, float] = DEFAULT_SHARES, seed: int = 0
 ) -> dict[str, Records]:
-    """The parts by name as `split` makes them by one of a record's keys; any may be empty."""
+    """The parts by name as `split` makes them, but any may be empty."""
+    wanted = [name for name, share in zip(SPLITS, shares, strict=True) if share > 0]
+    by_opening = _parted(records, "key", shares, seed)
+    if all(by_opening[name] for name in wanted):
+        return by_opening
+    by_whole = _parted(records, "whole_key", shares, seed)
+    return by_whole if sum(map(bool, by_whole.values())) > sum(map(bool, by_opening.values())) else by_opening
+
+
+def _parted(
+    records: Records, by: Literal["key", "whole_key"], shares: tuple[float, float, float], seed: int
+) -> dict[str, Records]:
     bounds = list(accumulate(shares))
     members: dict[str, list[Record]] = {name: [] for name in SPLITS}
     for record in sorted(records, key=lambda record: _digest(seed, record.canonical)):
@@ -103,6 +108,38 @@ def load_splits(
         parts = split(records, shares=shares, seed=seed)
     assert_disjoint(parts.train, parts.calibration, parts.test)
     return Splits(**{name: _capped(getattr(parts, name), limit, seed) for name in SPLITS})
+
+
+def pooled(
+    source: str | Path,
+    *,
+    most: int,
+    seed: int = 0,
+    columns: Mapping[str, str] | None = None,
+    bad_share: float = BAD_SHARE,
+) -> Splits:
+    """The records to look at where nothing is trained on any, as the calibration part: all, up to `most`.
+
+    Those of the calibration part come first, then those of the training part, and those of the test part last; the
+    parts they are from are the pool's `split`. The training part is beside it, the test part is empty; no part has to
+    have records, so that a handful of them, or many of one prompt, will do.
+
+    Raises:
+        BadInput: as `load_records`.
+    """
+    source = str(source)
+    if source_kind(source) == "bundled":
+        parts = {name: load_records(source, split=name, columns=columns, bad_share=bad_share) for name in SPLITS}
+    else:
+        parts = parted(load_records(source, columns=columns, bad_share=bad_share), seed=seed)
+    chosen, names = list[Record](), list[str]()
+    for name in ("calibration", "train", "test"):
+        room = most - len(chosen)
+        if room and len(parts[name]):
+            chosen += _capped(parts[name], room, seed).records
+            names.append(name)
+    pool = replace(parts["calibration"], records=tuple(chosen), split=", ".join(names))
+    return Splits(parts["train"], pool, replace(parts["test"], records=()))
 
 
 def assert_disjoint(*parts: Records) -> None:

@@ -11,7 +11,6 @@ from keylayers.data.batches import collate
 from keylayers.data.tokenise import IGNORED, Examples
 from keylayers.doctor.costs import Workload, workload
 from keylayers.doctor.probe import Inputs, Patient, input_maker, layers_of
-from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.inputs import Inputs as Source
@@ -94,7 +93,7 @@ def check_files(request: DoctorRequest) -> None:
         else:
             parse(policy)
     if request.with_data:
-        request.source.load_splits()
+        request.source.load_pool(request.records)
 
 
 def finest_layers(loaded: LoadedModel) -> tuple[Layer, ...]:
@@ -109,9 +108,7 @@ def _inputs(request: DoctorRequest, loaded: LoadedModel) -> tuple[Callable[..., 
         sample: Any = maker(1, 4, 0) if maker is not None else {}
         kind = "random tokens" if "input_ids" in sample else "random images"
         return maker, request.records, kind if maker is not None else "no input could be made"
-    examples = prepare_data(request.source, loaded).calibration
-    if not len(examples):
-        raise BadInput(f"{request.source.data} has no calibration record; give more records.")
+    examples = prepare_data(request.source, loaded, request.source.load_pool(request.records)).calibration
     both = "decoder_input_ids" in maker(1, 4, 0)
     return _from(examples, both), len(examples), f"{len(examples)} calibration records of {request.source.data}"
 

@@ -40,6 +40,11 @@ def has_language_head(model: nn.Module) -> bool:
     return root.get_output_embeddings() is not None
 
 
+def predicts_tokens(model: nn.Module) -> bool:
+    """Whether there are tokens that a network predicts without seeing them, so that it has a loss on text."""
+    return has_language_head(model) and family_of(model) != "bidirectional"
+
+
 def context_of(model: nn.Module) -> int | None:
     """Longest sequence in tokens; None where the network does not say.
 

@@ -2,10 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.evaluation import fitting_size
 from keylayers.data.batches import Collated, batches
 from keylayers.data.images import of_images
+from keylayers.data.splits import Splits, assert_disjoint
 from keylayers.data.tokenise import IGNORED
 from keylayers.errors import BadInput
 from keylayers.layers.deltas import Deltas
@@ -15,9 +18,10 @@ from keylayers.layers.tensors import TensorSource, tensors_in_memory
 from keylayers.measures.measure import measure_named
 from keylayers.measures.reach import reached
 from keylayers.models import deltas_of
+from keylayers.models.families import predicts_tokens
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.image_evidence import image_evidence
-from keylayers.recipes.inputs import Prepared, prepare_data, require_unseen, tuned_place
+from keylayers.recipes.inputs import Prepared, prepare_data, require_unseen, trained_here, tuned_place
 from keylayers.recipes.reaching import RECORDS, within_adapters, within_reach
 from keylayers.recipes.score_request import ScoreRequest
 from keylayers.recipes.settling import learn_until_settled
@@ -65,7 +69,8 @@ def _load(
     looks = "data" in needs or ("deltas" in needs and place is None and request.sibling is None)
     if looks:
         note(f"reading {request.inputs.data}")
-    splits = request.inputs.load_splits() if looks else None
+    trains = "deltas" in needs and place is None and request.sibling is None
+    splits = _records(request, trains) if looks else None
 
     def prepared(model: LoadedModel) -> Prepared | None:
         data = prepare_data(request.inputs, model, splits) if looks else None
@@ -81,14 +86,35 @@ def _load(
     if data is None:
         return loaded, layers, None
     require_unseen(loaded, data)
-    layers = within_reach(loaded.model, layers, data.train)
+    if predicts_tokens(loaded.model):  # else there is no loss that could depend on a layer, only hidden states
+        layers = within_reach(loaded.model, layers, data.train if len(data.train) else data.calibration)
     if "deltas" in needs and place is None and request.sibling is None:  # of what stage 1 cannot train nothing is known
         layers = within_adapters(loaded.model, layers)
     return loaded, layers, data
 
 
+def _records(request: ScoreRequest, trains: bool) -> Splits:
+    """The records to score on: apart from those that stage 1 or a run of ours trains on, else all that are given."""
+    most = request.score_records or request.inputs.held_out
+    if trains or trained_here(request.tuned, request.inputs):
+        splits = request.inputs.load_splits(most)
+        assert_disjoint(splits.train, splits.calibration)
+        return splits
+    pool = request.inputs.load_pool(most)
+    if "test" in (pool.calibration.split or "").split(", "):
+        note(
+            f"{request.inputs.data} has few records, so those of its test part are scored on, too: judge what these "
+            "scores select on other data"
+        )
+    return replace(pool, train=pool.train if request.tuned else replace(pool.train, records=()))
+
+
 def _batches(request: ScoreRequest, data: Prepared) -> int:
-    return -(-len(data.calibration) // request.batch_size)
+    return -(-len(data.calibration) // _size(request, data))
+
+
+def _size(request: ScoreRequest, data: Prepared) -> int:
+    return fitting_size(len(data.calibration), request.batch_size)
 
 
 def deltas_for(
@@ -169,6 +195,7 @@ def evidence_for(
 ) -> Evidence:
     """All that a criterion may look at, with where it came from."""
     measure = sibling = None
+    identity: tuple[dict[str, Any], ...] = ()
     if data is not None:
         longest = max(sum(label != IGNORED for label in labels) for labels in data.calibration.labels)
         measure = measure_named(
@@ -178,6 +205,12 @@ def evidence_for(
             max_new_tokens=longest,
             batch_size=request.batch_size,
         )
+        known = {"batches": _batches(request, data), "tokens": data.calibration.supervised}
+        note(
+            f"scoring on {len(data.calibration)} records ({known['tokens']:,} tokens to predict) in {known['batches']} "
+            "batches"
+        )
+        identity = (*data.identity[:-1], {**data.identity[-1], **known})
     if request.sibling is not None:
         sibling = replace(request.inputs, model=request.sibling, weights=None).load_model().model
     return Evidence(
@@ -186,12 +219,10 @@ def evidence_for(
         deltas=deltas,
         sibling=sibling,
         measure=measure,
-        data=batches(data.calibration, request.batch_size, shuffle=False) if data is not None else None,
-        training=Collated.of(data.train, request.batch_size) if data is not None else None,
+        data=batches(data.calibration, _size(request, data), shuffle=False) if data is not None else None,
+        training=Collated.of(data.train, request.batch_size) if data is not None and len(data.train) else None,
         granularity=_granularity(request),
-        provenance=Provenance(
-            model=loaded.identity(), data=data.identity if data is not None else (), versions=versions()
-        ),
+        provenance=Provenance(model=loaded.identity(), data=identity, versions=versions()),
         checkpoint=run.checkpoint,
     )
 

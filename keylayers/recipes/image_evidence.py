@@ -38,7 +38,7 @@ def image_evidence(request: ScoreRequest, run: RunFolder, needs: frozenset[str])
     note(f"reading {given.data}")
     inputs = ImageInputs(given.model, given.data, given.weights, given.split_seed)
     known, _ = inputs.parts(1 - HELD_OUT)
-    images = known.drawn(given.records or given.held_out, given.split_seed)
+    images = known.drawn(given.records or request.score_records or given.held_out, given.split_seed)
     loaded = load_network(given.model, given.weights, given.split_seed)
     look_at(loaded.model, images, given.model, given.split_seed)
     data = list(images.batches(request.batch_size, image_argument(loaded.model)))
@@ -50,7 +50,9 @@ def image_evidence(request: ScoreRequest, run: RunFolder, needs: frozenset[str])
         data=data,
         loss=image_loss,
         granularity=granularity,
-        provenance=Provenance(model=loaded.identity(), data=(_identity(images),), versions=versions()),
+        provenance=Provenance(
+            model=loaded.identity(), data=({**_identity(images), "batches": len(data)},), versions=versions()
+        ),
         checkpoint=run.checkpoint,
     )
     return evidence, layers

@@ -1,7 +1,7 @@
 """From what a user names (a model, data, a tuned version) to what criteria and actions take."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,13 +10,14 @@ from annotated_types import Ge
 from keylayers.data import Examples, Records, Splits, load_splits, tokenise
 from keylayers.data.fitting import fitted
 from keylayers.data.formats import BAD_SHARE
+from keylayers.data.splits import pooled
 from keylayers.data.tokenise import closing
 from keylayers.errors import BadInput, KeylayersError
 from keylayers.measures.causality import require_causal
 from keylayers.models.families import family_of, vocabulary_of
 from keylayers.models.loading import LoadedModel, load_model, load_outline
 from keylayers.models.sources import is_factory
-from keylayers.runs import note
+from keylayers.runs import note, read_run
 from keylayers.settings import Count, Seed, Settings, Share
 
 DEFAULT_LENGTH = 512
@@ -77,20 +78,32 @@ class Inputs(Settings):
         except KeylayersError:
             return None  # loading says what is wrong, or does without
 
-    def load_splits(self) -> Splits:
+    def load_splits(self, calibration: int | None = None) -> Splits:
         """The three disjoint parts of the data, as records; needs no model, so bad data is known before one loads.
+
+        `calibration` is the most of its records, where not `held_out`.
 
         Raises:
             BadInput: if no data is named, or as `keylayers.data.load_splits` does.
         """
         if self.data is None:
             raise BadInput("no data is named", "name some as `data`")
-        caps = {"calibration": self.held_out, "test": self.held_out}
+        caps = {"calibration": calibration or self.held_out, "test": self.held_out}
         if self.records is not None:
             caps["train"] = self.records
         return load_splits(
             self.data, limit=caps, columns=dict(self.columns), seed=self.split_seed, bad_share=self.bad_share
         )
+
+    def load_pool(self, most: int) -> Splits:
+        """The data where nothing is trained on any: as many records as there are, up to `most`, as calibration part.
+
+        Raises:
+            BadInput: if no data is named, or as `keylayers.data.load_records` does.
+        """
+        if self.data is None:
+            raise BadInput("no data is named", "name some as `data`")
+        return pooled(self.data, most=most, seed=self.split_seed, columns=dict(self.columns), bad_share=self.bad_share)
 
 
 @dataclass(frozen=True)
@@ -131,10 +144,14 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = No
         limit = min(asked, loaded.context - len(closing(loaded.tokenizer)))
     if inputs.max_length is not None and limit < asked:
         note(f"{inputs.model} sees at most {limit} tokens; records are cut there, not at {asked}")
-    parts = {}
-    for name in ("train", "calibration", "test"):
+    parts: dict[str, Examples] = {}
+    for name in ("calibration", "train", "test"):
+        records = getattr(splits, name)
+        if not len(records):  # of a pool
+            parts[name] = replace(parts["calibration"], input_ids=(), labels=(), origins=())
+            continue
         parts[name] = tokenise(
-            getattr(splits, name),
+            records,
             loaded.tokenizer,
             max_length=limit,
             template=inputs.template,
@@ -147,8 +164,9 @@ def prepare_data(inputs: Inputs, loaded: LoadedModel, splits: Splits | None = No
         parts[name] = fitted(parts[name], family, loaded.tokenizer)
     _require_known_tokens(inputs, loaded, parts["calibration"])
     identity = tuple(
-        {"id": inputs.data, "split": name, "sha256": getattr(splits, name).sha256, "records": len(parts[name])}
-        for name in ("train", "calibration")
+        {"id": inputs.data, "split": records.split or name, "sha256": records.sha256, "records": len(parts[name])}
+        for name, records in (("train", splits.train), ("calibration", splits.calibration))
+        if len(parts[name])
     )
     return Prepared(**parts, identity=identity, records=splits.calibration)
 
@@ -185,6 +203,19 @@ def _note_left_out(source: str, records: Records) -> None:
         note(f"{source}: left out {len(skipped)} bad records, first {skipped[0].origin}: {skipped[0].reason}")
     if records.unwanted:
         note(f"{source}: left out {records.unwanted} records whose answer is marked as a bad one (label: false)")
+
+
+def trained_here(tuned: str | None, inputs: Inputs) -> bool:
+    """Whether a tuned model is of a run of ours on the same data, whose training records are then known."""
+    if tuned is None or inputs.data is None:
+        return False
+    place = Path(tuned).resolve()
+    run = next((folder for folder in (place, *list(place.parents)[:4]) if (folder / "run.json").is_file()), None)
+    if run is None:
+        return False
+    stored = read_run(run).get("settings", {}).get("inputs", {})
+    data = str(stored.get("data"))
+    return data == inputs.data or Path(data).resolve() == Path(inputs.data).resolve()
 
 
 def tuned_place(given: str) -> str:

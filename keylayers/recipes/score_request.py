@@ -37,6 +37,8 @@ class ScoreRequest(Settings):
     lora: LoraSettings = field(default_factory=LoraSettings)
     batch_size: Count = 16
     """Sequences per batch when scoring."""
+    score_records: Count | None = None
+    """Most records that the scores rest on; None: as many as the inputs hold out."""
     stop_early: StopEarly | None = None
     """When stage 1 may stop before its last step; None: never."""
 

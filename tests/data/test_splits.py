@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import keylayers.world
 from keylayers.data.records import Record, Records, Turn
-from keylayers.data.splits import SPLITS, Splits, assert_disjoint, load_splits, split
+from keylayers.data.splits import SPLITS, Splits, assert_disjoint, load_splits, pooled, split
 from keylayers.errors import BadInput, UnknownName
 
 
@@ -118,3 +118,30 @@ def test_bundled_sets_bring_their_own_parts(monkeypatch: pytest.MonkeyPatch, lea
     else:
         splits = load_splits("bundled:facts", limit=3)
         assert [[r.completion for r in part] for part in parts(splits)] == [[name] * 3 for name in SPLITS]
+
+
+def talk(place: int) -> dict[str, object]:
+    spoken = ("user", "Hello"), ("assistant", "Hi."), ("user", f"q{place}"), ("assistant", "a")
+    return {"messages": [{"role": role, "content": content} for role, content in spoken]}
+
+
+def test_conversations_that_all_open_alike_are_parted_by_all_that_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(talk(place)) for place in range(60)))
+    splits = load_splits(path)
+    assert all(map(len, parts(splits))) and sum(map(len, parts(splits))) == 60
+    assert {part.parted_by for part in parts(splits)} == {"whole_key"}
+    assert_disjoint(*parts(splits))
+    path.write_text("\n".join([json.dumps(talk(1))] * 30))
+    with pytest.raises(BadInput, match=r"its 30 records have 1 different prompt, and records of one prompt stay"):
+        load_splits(path)
+
+
+def test_a_pool_takes_calibration_records_first_and_all_of_a_few(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"q{i}", "completion": "a"}) for i in range(40)))
+    whole, few = pooled(path, most=99), pooled(path, most=3)
+    assert len(whole.calibration) == 40 and whole.calibration.split == "calibration, train, test"
+    assert set(few.calibration) < set(load_splits(path).calibration) and few.calibration.split == "calibration"
+    path.write_text(json.dumps({"prompt": "q", "completion": "a"}))
+    assert len(pooled(path, most=9).calibration) == 1 and not len(pooled(path, most=9).test)

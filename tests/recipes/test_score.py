@@ -230,7 +230,7 @@ def test_criteria_of_blocks_choose_blocks_and_mixed_ones_are_told_apart(world, t
     [
         ({"criteria": ("substitution",), "settings": {"window": 9}, "granularity": "block"}, "covers all 3 layers"),
         ({"criteria": ("learned_mask", "type_only"), "settings": {"first": "nose"}}, "no layer has the role nose"),
-        ({"criteria": ("path_integral", "gradient_norm"), "batch_size": 99}, "tells noise by batches that differ"),
+        ({"criteria": ("path_integral", "gradient_norm"), "score_records": 1}, "tells noise by batches that differ"),
         ({"criteria": ("learned_mask",), "inputs": {"max_length": 3}}, "no supervised token"),
     ],
 )
@@ -239,3 +239,22 @@ def test_what_does_not_go_with_the_model_is_refused_before_it_is_loaded(world, t
     given = {**asked, "inputs": world.inputs(**asked.get("inputs", {}))}
     with pytest.raises(BadInput, match=said):
         scored(ScoreRequest(**given), tmp_path / "run")
+
+
+def test_what_trains_nothing_looks_at_all_records_and_says_on_how_many_it_rests(world, tmp_path, capsys):
+    asked = request(world, "gradient_norm")
+    few = scored(replace(asked, score_records=60, settings={"estimate": "batches"}), tmp_path / "few")["gradient_norm"]
+    (entry,) = few.provenance.data
+    assert (entry["records"], entry["batches"], few.repeats.shape[0]) == (60, 15, 8)
+    assert entry["tokens"] > 60 and "scoring on 60 records" in capsys.readouterr().err
+    every = scored(replace(asked, score_records=999), tmp_path / "every")["gradient_norm"].provenance.data[0]
+    assert every["records"] == 80 and every["split"] == "calibration, train, test"
+    assert "judge what these scores select on other data" in capsys.readouterr().err
+
+
+def test_records_that_a_run_of_ours_trained_on_are_not_scored_on(world, finished, tmp_path):
+    folder, _ = finished
+    asked = replace(request(world, "add_one_in"), score_records=999, tuned=str(folder))
+    for tuned in (folder, folder / "stage1" / "adapter"):
+        found = scored(replace(asked, tuned=str(tuned)), tmp_path / tuned.name)["add_one_in"].provenance.data
+        assert [entry["split"] for entry in found] == ["train", "calibration"] and found[1]["records"] < 20
