@@ -22,7 +22,8 @@ def test_they_share_one_pass_over_the_data(world, tmp_path, monkeypatch):
             passed.append(len(inputs["input_ids"]))
         return forward(self, **inputs)
 
-    monkeypatch.setattr(module, "require_unseen", lambda loaded, data: None)  # a look of its own
+    monkeypatch.setattr(module, "require_unseen", lambda loaded, data: None)  # looks of their own
+    monkeypatch.setattr(module, "within_reach", lambda model, layers, data: layers)
     monkeypatch.setattr(hf.LlamaForCausalLM, "forward", counting)
     asked = request(world, *FOUR, "random", granularity="block", settings={"window": 5, "seed": 3})
     with open_run(tmp_path / "run", "score", asked) as run:
