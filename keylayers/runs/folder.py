@@ -203,7 +203,8 @@ def _with_contents(record: dict[str, Any], given: Given, folder: Path) -> dict[s
         earlier = {}  # damaged: whether that matters is asked later
     known, stamps = (earlier.get("settings") or {}).get(GIVEN) or {}, earlier.get("stamps") or {}
     found = given.contents({name: Content(sha, tuple(stamps.get(name, ()))) for name, sha in known.items()})
-    settings = record["settings"] | {GIVEN: {name: content.sha256 for name, content in found.items()}}
+    digests = {name: content.sha256 or known.get(name, "") for name, content in found.items()}  # offline: as it was
+    settings = record["settings"] | {GIVEN: digests}
     return record | {"settings": settings, "stamps": {name: list(content.stamp) for name, content in found.items()}}
 
 

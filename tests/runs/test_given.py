@@ -70,6 +70,9 @@ def test_a_hub_id_is_its_commit_and_one_that_cannot_be_told_is_no_difference(tmp
         opened(tmp_path / "run", given)
     ref.unlink()
     opened(tmp_path / "run", given)
+    ref.write_text("def")  # told again, it is held against the last that was known
+    with pytest.raises(BadInput, match="some/model: its content is not what it was"):
+        opened(tmp_path / "run", given)
 
 
 def test_the_code_of_a_factory_of_ones_own_is_content(tmp_path: Path, monkeypatch) -> None:
