@@ -193,13 +193,13 @@ def _show_scores(scores: Any) -> None:
     say(f"\n{scores.criterion}: the 10 most critical of {len(scores.layers)} layers")
     say(table(("layer", "score", "95 % interval", "parameters"), rows))
     say(_rests_on(scores, bounds is not None))
-    for caveat in ranking_caveats(scores):
-        say(caveat)
     noted = scores.provenance.settings
     if "completeness_error" in noted:
         drop = noted["loss_base"] - noted["loss_tuned"]
         total = scores.values.sum() + noted["remainder"]
         say(f"the scores sum to {total:.4f}; the loss really fell by {drop:.4f} nats per token")
+    for caveat in ranking_caveats(scores):
+        say(caveat)
 
 
 def _files_of(data: str | None) -> Any:

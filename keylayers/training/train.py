@@ -17,11 +17,15 @@ from keylayers.data.tokenise import Examples
 from keylayers.errors import BadInput, Diverged
 from keylayers.files.replacing import writing
 from keylayers.layers.structure import inner_module, unwrap
-from keylayers.measures.objective import refuse_seen_answers
+from keylayers.measures.liveness import require_alive
+from keylayers.measures.objective import predictions, refuse_seen_answers
 from keylayers.settings import Count, NotNegative, Positive, Seed, Settings, Share
 from keylayers.training.memory import peak_bytes, reset_peak
 from keylayers.training.sampling import LikeLengths, padding
 from keylayers.training.states import load_tensors, newest_whole, read_history, save_tensors, seal_state
+
+LOOKED_AT = 4
+"""Records on which a trained model is asked whether it still tells them apart."""
 
 Report = Callable[[int, int, float], None]
 """(steps done, steps in all, loss)."""
@@ -98,7 +102,8 @@ def train(
     The model comes back in eval mode.
 
     Raises:
-        Diverged: at the first loss that is not finite, or if the last step left such a weight; names the step.
+        Diverged: at the first loss that is not finite, or if the last step left such a weight; names the step. If the
+            trained model predicts the same whatever it is given.
         BadInput: if no parameter asks for gradients, or the network would see the answers that it is to learn.
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -125,6 +130,7 @@ def train(
             _stop_checkpointing(model)
         seconds = time.perf_counter() - start
     _require_finite_weights(model, settings)
+    _require_alive(model, examples, settings)
     losses = tuple(entry["loss"] for entry in history if "loss" in entry)
     lengths, shape = _lengths(examples), (settings.batch_size, settings.accumulate, settings.last_step)
     return TrainLog(losses, seconds, peak_bytes(), round(padding(lengths, *shape, settings.seed), 4))
@@ -274,6 +280,13 @@ def _stop_checkpointing(model: nn.Module) -> None:
     if any(getattr(module, "gradient_checkpointing", False) for module in network.modules()):
         stop = getattr(network, "activation_checkpointing_disable", None) or network.gradient_checkpointing_disable
         stop()  # type: ignore[operator]
+
+
+def _require_alive(model: nn.Module, examples: Examples, settings: TrainSettings) -> None:
+    """A model whose outputs have become constant has a loss that looks like any other."""
+    with torch.no_grad():
+        logits, _ = predictions(model, collate(examples.take(range(min(LOOKED_AT, len(examples))))))
+    require_alive(logits, f"lower the learning rate (--lr, now {settings.learning_rate:g}) or check the data.")
 
 
 def _require_finite_weights(model: nn.Module, settings: TrainSettings) -> None:

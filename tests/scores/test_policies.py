@@ -1,6 +1,7 @@
 """Every policy: against brute force where it optimises, by property otherwise."""
 
 import math
+import re
 from dataclasses import replace
 from itertools import combinations
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from keylayers.errors import BadSelection
 from keylayers.layers.layer import Layer, total_size
-from keylayers.scores import LayerScores, select
+from keylayers.scores import LayerScores, Provenance, select
 from keylayers.scores.caveats import caveats, ranking_caveats
 from tests.scores.examples import network, noise, score_sets, scored
 
@@ -100,6 +101,21 @@ def test_a_ranking_says_that_many_of_its_layers_tie():
     assert "all 15 layers have the same score, 0: they are not ranked" in ranking_caveats(scored(network(2), [0] * 15))
     (said,) = ranking_caveats(scored(network(2), [1, 2, *[0] * 13]))
     assert said.startswith("13 of 15 layers have the same score, 0")
+
+
+@pytest.mark.parametrize(
+    ("noted", "said"),
+    [
+        ({"points": 4, "completeness_error": 0.04, "loss_base": 2.0, "loss_tuned": 1.0}, ""),
+        ({"points": 4, "completeness_error": 0.24, "loss_base": 2.0, "loss_tuned": 1.0}, "24%.*--set points=16"),
+        ({"points": 64, "completeness_error": 0.24, "loss_base": 2.0, "loss_tuned": 1.0}, "24%.*the loss jumps"),
+        ({"points": 4, "completeness_error": 0.01, "loss_base": 1.0, "loss_tuned": 1.5}, "shares of no gain"),
+    ],
+)
+def test_shares_of_a_drop_that_do_not_add_up_say_so(noted, said):
+    scores = replace(noise(network(2)), provenance=Provenance(settings=noted))
+    found = " ".join(ranking_caveats(scores))
+    assert re.search(said, found) if said else not found
 
 
 def test_counts_of_the_published_tables():
