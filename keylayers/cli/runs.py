@@ -199,7 +199,7 @@ def _show_scores(scores: Any) -> None:
         total = scores.values.sum() + noted["remainder"]
         say(f"the scores sum to {total:.4f}; the loss really fell by {drop:.4f} nats per token")
     for caveat in ranking_caveats(scores):
-        say(caveat)
+        say(worded(caveat))
 
 
 def _files_of(data: str | None) -> Any:

@@ -73,8 +73,8 @@ def _missing_share(scores: LayerScores) -> tuple[str, ...]:
         f"the scores miss the real drop by {error:.0%}, more than the {COMPLETE:.0%} up to which they are its shares: "
         "their order may serve, their sizes do not; "
         + (
-            f"--set points={max(8, 4 * points)} comes nearer"
+            f"more points of the path come nearer (`settings.points={max(8, 4 * points)}`)"
             if points < MOST_POINTS
-            else f"the loss jumps on the way, where no more than {points} points help; --lr lower in stage 1 may"
+            else f"the loss jumps on the way, where no more than {points} points help; a lower rate of stage 1 may"
         ),
     )

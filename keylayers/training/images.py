@@ -112,7 +112,9 @@ def train_images(
         optimiser.zero_grad()
         with torch.no_grad():
             logits = logits_of(model(x[:LOOKED_AT].to(device)))
-        require_alive(logits, f"lower the learning rate (--lr, now {settings.learning_rate:g}) or train longer.")
+        require_alive(
+            logits, f"lower the learning rate (`learning_rate`, now {settings.learning_rate:g}) or train longer."
+        )
     return losses
 
 

@@ -18,7 +18,7 @@ from keylayers.errors import BadInput, Diverged
 from keylayers.files.replacing import writing
 from keylayers.layers.structure import inner_module, unwrap
 from keylayers.measures.liveness import require_alive
-from keylayers.measures.objective import predictions, refuse_seen_answers
+from keylayers.measures.objective import logits_of, model_device, on_device, refuse_seen_answers
 from keylayers.settings import Count, NotNegative, Positive, Seed, Settings, Share
 from keylayers.training.memory import peak_bytes, reset_peak
 from keylayers.training.sampling import LikeLengths, padding
@@ -285,8 +285,11 @@ def _stop_checkpointing(model: nn.Module) -> None:
 def _require_alive(model: nn.Module, examples: Examples, settings: TrainSettings) -> None:
     """A model whose outputs have become constant has a loss that looks like any other."""
     with torch.no_grad():
-        logits, _ = predictions(model, collate(examples.take(range(min(LOOKED_AT, len(examples))))))
-    require_alive(logits, f"lower the learning rate (--lr, now {settings.learning_rate:g}) or check the data.")
+        batch = collate(examples.take(range(min(LOOKED_AT, len(examples)))))
+        logits = logits_of(model(**on_device(batch, model_device(model))))  # labels as in training: some take no less
+    require_alive(
+        logits, f"lower the learning rate (`learning_rate`, now {settings.learning_rate:g}) or check the data."
+    )
 
 
 def _require_finite_weights(model: nn.Module, settings: TrainSettings) -> None:

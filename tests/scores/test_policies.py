@@ -107,7 +107,7 @@ def test_a_ranking_says_that_many_of_its_layers_tie():
     ("noted", "said"),
     [
         ({"points": 4, "completeness_error": 0.04, "loss_base": 2.0, "loss_tuned": 1.0}, ""),
-        ({"points": 4, "completeness_error": 0.24, "loss_base": 2.0, "loss_tuned": 1.0}, "24%.*--set points=16"),
+        ({"points": 4, "completeness_error": 0.24, "loss_base": 2.0, "loss_tuned": 1.0}, "24%.*`settings.points=16`"),
         ({"points": 64, "completeness_error": 0.24, "loss_base": 2.0, "loss_tuned": 1.0}, "24%.*the loss jumps"),
         ({"points": 4, "completeness_error": 0.01, "loss_base": 1.0, "loss_tuned": 1.5}, "shares of no gain"),
     ],

@@ -68,15 +68,16 @@ def uneven(count: int = 14) -> Examples:
 
 
 class Watched(nn.Module):
-    """Keeps the shape of every batch it sees, and which lengths are in it."""
+    """Keeps the shape of every batch it trains on, and which lengths are in it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.weight, self.seen = nn.Parameter(torch.zeros(96)), []
 
     def forward(self, input_ids, attention_mask, labels):
-        self.seen.append((tuple(input_ids.shape), tuple(attention_mask.sum(1).tolist())))
-        return {"loss": self.weight[input_ids].mean()}
+        if self.training:
+            self.seen.append((tuple(input_ids.shape), tuple(attention_mask.sum(1).tolist())))
+        return {"loss": self.weight[input_ids].mean(), "logits": nn.functional.one_hot(input_ids, 96).float()}
 
 
 def test_like_lengths_share_a_step_once_an_epoch_also_where_a_training_resumes(tmp_path):
@@ -330,3 +331,16 @@ def test_what_is_unfrozen_once_training_runs_never_trains_and_flags_set_before_d
     with tuning_only(model, block(model, 0, 1)):
         train(model, examples(), SHORT)
     assert not torch.equal(model.model.layers[0].mlp.up_proj.weight, start["model.layers.0.mlp.up_proj.weight"])
+
+
+class Dying(Watched):
+    """Whatever its input, it predicts the same; its loss is finite."""
+
+    def forward(self, input_ids, attention_mask, labels):
+        flat = torch.zeros(*input_ids.shape, 96)
+        return {"loss": self.weight[input_ids].mean(), "logits": flat}
+
+
+def test_a_training_that_leaves_a_dead_model_is_no_result():
+    with pytest.raises(Diverged, match=r"whatever it is given: it is dead.*4\.5643 nats\).*`learning_rate`, now"):
+        train(Dying(), uneven(), dataclasses.replace(SHORT, steps=1))
