@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from keylayers.errors import BadInput, Diverged
-from keylayers.measures.liveness import require_alive
 from keylayers.measures.objective import logits_of, model_device
 from keylayers.settings import Count, Natural, NotNegative, Positive, Seed, Settings
 from keylayers.training.image_states import Keeps, keep_state, take_up
 from keylayers.training.train import hold_statistics
-
-LOOKED_AT = 64
-"""Images on which a trained network is asked whether it still tells them apart."""
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model in training mode, images, labels) -> mean loss."""
@@ -64,8 +60,7 @@ def train_images(
     goes on, bit for bit.
 
     Raises:
-        BadInput: without images, parameters to train, or as many labels. Diverged: if a loss is not finite, or the
-            trained network predicts the same for every image.
+        BadInput: without images, parameters to train, or as many labels. Diverged: if a loss is not finite.
     """
     settings = settings or ImageTraining()
     if len(x) == 0 or len(x) != len(y):
@@ -107,14 +102,9 @@ def train_images(
                 after_epoch(epoch, losses[-1])
             if keeps is not None:
                 keep_state(keeps, epoch + 1, step, model, optimiser, order, losses)
-    model.eval()
     if optimiser is not None:
         optimiser.zero_grad()
-        with torch.no_grad():
-            logits = logits_of(model(x[:LOOKED_AT].to(device)))
-        require_alive(
-            logits, f"lower the learning rate (`learning_rate`, now {settings.learning_rate:g}) or train longer."
-        )
+    model.eval()
     return losses
 
 
