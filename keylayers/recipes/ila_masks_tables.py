@@ -199,8 +199,9 @@ def plain(found: Sequence[Tried]) -> dict[str, Any]:
 
 
 def _noted(scores: LayerScores) -> dict[str, Any]:
+    """How a mask's gates ended and the steps it took; nothing of other rankings."""
     settings = scores.provenance.settings
-    return {key: settings[key] for key in ("gates", "losses") if key in settings}
+    return {"gates": settings["gates"], "steps": len(settings["losses"][0])} if "gates" in settings else {}
 
 
 def _gates(each: Sequence[LayerScores]) -> tuple[str, str]:
@@ -209,7 +210,7 @@ def _gates(each: Sequence[LayerScores]) -> tuple[str, str]:
     if "gates" not in noted[0]:
         return "", ""
     ends = np.mean([one["gates"][0] for one in noted], axis=0)
-    return ", ".join(f"{value:.3f}" for value in ends), f"{np.mean([len(one['losses'][0]) for one in noted]):.0f}"
+    return ", ".join(f"{value:.3f}" for value in ends), f"{np.mean([one['steps'] for one in noted]):.0f}"
 
 
 def _ways(found: Sequence[Tried]) -> list[str]:
