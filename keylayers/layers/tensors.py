@@ -178,13 +178,17 @@ def shards(index: Path) -> list[str]:
     Raises:
         BadInput: for an index that lists none, or files that are not beside it.
     """
-    check_regular(index)
-    with explained(f"{index} does not list shards under 'weight_map'", "copy it again"):
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        absent = [name for name in names if Path(name).name != name or not os.path.isfile(index.with_name(name))]
-    if absent:
+    names = shard_names(index)
+    if absent := [name for name in names if Path(name).name != name or not os.path.isfile(index.with_name(name))]:
         raise BadInput(f"{index} names files that are not in its folder: {', '.join(absent[:5])}", "copy those as well")
     return names
+
+
+def shard_names(index: Path) -> list[str]:
+    """The names of a checkpoint's shards as its index has them. Raises BadInput for an index that lists none."""
+    check_regular(index)
+    with explained(f"{index} does not list shards under 'weight_map'", "copy it again"):
+        return sorted({str(Path(name)) for name in json.loads(index.read_text())["weight_map"].values()})
 
 
 def refuse_pickles(files: Iterable[Path]) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from keylayers.errors import BadInput
 from keylayers.files import check_folder, explained
-from keylayers.layers.tensors import INDEX, refuse_pickles, shards
+from keylayers.layers.tensors import INDEX, refuse_pickles, shard_names, shards
+from keylayers.models.adapters import CONFIG as ADAPTER
 from keylayers.models.adapters import is_adapter
 from keylayers.models.sources import BUNDLED_MODELS
 
@@ -126,6 +127,8 @@ def load(made: Any, config: Any, place: str, trust: Trust, **options: Any) -> tu
     with explained(f"cannot load model {place!r}", EXPECTED), never_asking():
         if not trust.pickles and (stated := getattr(config, "transformers_weights", None)):
             refuse_pickles([Path(stated)])
+        if not os.path.isdir(place):
+            _check_hub(place, trust)
         return made.from_pretrained(
             place,
             config=_fitting(made, config, place, trust),
@@ -184,6 +187,17 @@ def never_asking() -> Iterator[None]:
         yield
     finally:
         dynamic.TIME_OUT_REMOTE_CODE = before
+
+
+def _check_hub(place: str, trust: Trust) -> None:
+    """Raises BadInput for a repository of which transformers would load another's weights, or pickles."""
+    from transformers.utils import cached_file
+
+    quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if cached_file(place, ADAPTER, **quiet) is not None:
+        raise BadInput(f"{place} is a LoRA adapter, not a model; give its base model, and the adapter as --tuned.")
+    if not trust.pickles and (index := cached_file(place, INDEX, **quiet)) is not None:
+        refuse_pickles(Path(name) for name in shard_names(Path(index)))
 
 
 def _fitting(made: Any, config: Any, place: str, trust: Trust) -> Any:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers
-from keylayers.models import deltas_of, load_model, load_shape
+from keylayers.models import deltas_of, load_model, load_shape, trust
 from keylayers.models.sources import stated_source
 from tests.layers.helpers import with_lora
 from tests.tiny_models import build
@@ -64,6 +64,14 @@ def test_a_known_model_loads_without_the_code_it_brings(folder: Path) -> None:
         assert type(model).__module__.startswith("transformers.")
         assert not getattr(model.config, "auto_map", None) and "/" not in model.config._attn_implementation
     assert not (folder.parent / "ran").exists()
+
+
+def test_code_is_dropped_at_every_depth(tmp_path: Path) -> None:
+    inner = {"model_type": "llama", "auto_map": CODE, "attn_implementation": "someone/kernel"}
+    outer = {"model_type": "llava", "text_config": inner, "anything": [{"auto_map": CODE}]}
+    change(tmp_path, **outer, architectures=["LlavaForConditionalGeneration"])
+    config = trust.config_of(str(tmp_path), trust.Trust())
+    assert "auto_map" not in json.dumps(config.to_dict()) and config.text_config._attn_implementation is None
 
 
 @pytest.mark.parametrize("load", [load_model, load_shape])
@@ -152,6 +160,19 @@ def test_pickles_are_refused_under_every_name(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     change(folder, "model.safetensors.index.json", metadata={}, weight_map={"lm_head.weight": "adapter_model.bin"})
     assert "is a pickle" in refused(lambda: load_model(str(folder)))
+
+
+def test_a_hub_id_is_held_to_the_same(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--some--model" / "snapshots" / ("0" * 40)
+    shutil.copytree(saved, snapshot)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert load_model("some/model").model.num_parameters() > 0
+    change(snapshot, "model.safetensors.index.json", weight_map={"lm_head.weight": "pytorch_model.bin"})
+    assert "is a pickle" in refused(lambda: load_model("some/model"))
+    change(snapshot, "adapter_config.json", base_model_name_or_path="some/other")
+    assert "is a LoRA adapter" in refused(lambda: load_model("some/model"))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors"])
