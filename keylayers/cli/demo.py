@@ -5,6 +5,7 @@ from pathlib import Path
 
 from keylayers.cli.report import end_with_report
 from keylayers.cli.terminal import quiet_libraries, say, table
+from keylayers.errors import BadInput
 
 STYLES = ("pirate", "formal", "json")
 TUNED_STYLE = STYLES[0]
@@ -19,6 +20,8 @@ RATE = 3e-3
 
 def run_demo(out: Path, seeds: int, fresh: bool) -> None:
     """`keylayers demo`."""
+    if seeds < 1:
+        raise BadInput(f"--seeds {seeds}: expected at least 1.")
     began = time.monotonic()
     say("keylayers: which layers of a model carry what it learns, and is it enough to train those?")
     say(f"bundled model, three styles of answering ({', '.join(STYLES)}); results in {out}\n")

@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from keylayers.cli.terminal import quiet_libraries
@@ -39,15 +40,15 @@ def run_export(scores: str, options: dict[str, Any]) -> None:
     from keylayers.exports.target import ExportSettings
     from keylayers.layers.versions import remainder_named
 
-    model, source = _model(found, options["model"], options["trust_remote_code"])
-    settings = ExportSettings(
-        model=_known_elsewhere(source),
+    settings = ExportSettings(  # refused, if they are, before the model is looked for
         tuned=_known_elsewhere(options["tuned"] or ExportSettings.tuned),
         remainder=remainder_named(options["remainder"]),
         rank=options["rank"],
         alpha=2.0 * options["rank"] if options["alpha"] is None else options["alpha"],
         scores=found,
     )
+    model, source = _model(found, options["model"], options["trust_remote_code"])
+    settings = replace(settings, model=_known_elsewhere(source))
     if options["tuned"] is not None and any(get(name).merges for name in targets):
         _check_versions(model, source, options["tuned"], options["trust_remote_code"])
     note(f"{selection.policy} of {source}, scored by {found.criterion}")
@@ -150,8 +151,6 @@ def _with_ranks(
     model: "nn.Module", selection: "Selection", name: str, settings: "ExportSettings", ranks: str
 ) -> "ExportSettings":
     """The settings with each layer's rank, where ranks are to differ and the target has any."""
-    from dataclasses import replace
-
     from keylayers.exports import get
     from keylayers.exports.ranks import ranks_by_score
     from keylayers.runs import note

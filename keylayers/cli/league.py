@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def run_league(options: Mapping[str, Any]) -> None:
     say(f"league on {options['model']}; results in {folder}")
     for task in league.tasks:
         task.inputs.load_splits()  # bad data is known before anything is computed
+    if options["control"] is not None:
+        replace(league.tasks[0].inputs, data=options["control"]).load_splits()
     settings = {key: value for key, value in options.items() if key not in ("out", "processes", "fresh")}
     read = [source_files(one) for one in (*(options["data"] or ()), options["control"])]
     given = Given((options["model"],), tuple(file for files in read for file in files))

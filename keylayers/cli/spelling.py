@@ -10,6 +10,7 @@ ALIASES = {
     "batch_size": ("batch",),
     "images": ("clean", "data"),
     "learning_rate": ("lr",),
+    "learning_rates": ("lr",),
     "max_length": ("seq",),
     "policy": ("select",),
 }

@@ -16,7 +16,11 @@ EXAMPLES = {"model": DIGITS, "data": "IMAGES.npz", "clean": "IMAGES.npz"}
 
 def run_screen(options: dict[str, Any]) -> None:
     """`keylayers screen`."""
+    from keylayers.scores import parse
+
     options = _named(options, "clean")
+    if options["layers"] != "auto":
+        parse(options["layers"])
     alpha = share(options["alpha"], "--alpha", "the share of clean images that may be flagged, such as 5%")
     quiet_libraries()
     from keylayers.actions.screen import ScreenSettings
@@ -97,8 +101,11 @@ def run_cleanse(options: dict[str, Any]) -> None:
 
 def run_harden(options: dict[str, Any]) -> None:
     """`keylayers harden`."""
+    from keylayers.scores import load_scores, parse
+
     options = _named(options, "data")
     eps = fraction(options["eps"], "--eps")
+    parse(options["select"])
     if options["reselect"] < 0:
         raise BadInput(f"--reselect {options['reselect']}: expected epochs, or 0 for never.")
     quiet_libraries()
@@ -107,7 +114,6 @@ def run_harden(options: dict[str, Any]) -> None:
     from keylayers.measures.attacks import Pgd
     from keylayers.recipes.hardening import HardenRequest, harden_network
     from keylayers.runs import Given, open_run, write_json
-    from keylayers.scores import load_scores
     from keylayers.training.images import ImageTraining
 
     scores = None if options["scores"] is None else load_scores(options["scores"])

@@ -44,15 +44,15 @@ class CkaShift(CriterionSettings):
         if self.position == "all" and self.estimator == "biased":
             raise BadInput(
                 "the biased CKA of all tokens depends on how they are grouped",
-                "set `settings.estimator=unbiased`",
-                "set `settings.position=last`",
+                "give `settings.estimator=unbiased`",
+                "give `settings.position=last`",
             )
 
 
 def _fits(layers: Sequence[Layer], settings: CkaShift, batches: int) -> None:
     if len(layers) < 2 and settings.variant == "neighbours":
         raise BadInput(
-            "cka_shift compares a block with its neighbours, and there is one block", "set `settings.variant=input`"
+            "cka_shift compares a block with its neighbours, and there is one block", "give `settings.variant=input`"
         )
 
 

@@ -147,7 +147,7 @@ def _features(
         classes = checked_classes(classes, len(classes), known, "labels")
     if classes is None:
         raise BadInput(
-            "the network predicts no class of a text; name each record's class, and set `settings.classes=labels`."
+            "the network predicts no class of a text; name each record's class, and give `settings.classes=labels`."
         )
     hidden = [(seen.inputs[names[0]], names[0]), *((seen.outputs[name], name) for name in names)]
     return classes, [rows_at(one, batch, settings.position, name) for one, name in hidden]

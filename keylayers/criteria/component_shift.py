@@ -37,8 +37,8 @@ class ComponentShift(CriterionSettings):
         if self.position == "all":
             raise BadInput(
                 "component_shift keeps every row it compares, so not all tokens",
-                "set `settings.position=prompt`",
-                "set `settings.position=mean`",
+                "give `settings.position=prompt`",
+                "give `settings.position=mean`",
             )
 
 

@@ -53,7 +53,7 @@ def _norm(parameters: Mapping[str, Tensor], layer: Layer) -> float:
         weight = parameters[whole].detach()
         if not weight.is_floating_point():
             raise BadInput(
-                f"{whole} is stored quantised; load the model without quantisation, or set `settings.relative=size`."
+                f"{whole} is stored quantised; load the model without quantisation, or give `settings.relative=size`."
             )
         total += float((weight[int(index.removesuffix("]"))] if bracket else weight).double().pow(2).sum())
     return total**0.5

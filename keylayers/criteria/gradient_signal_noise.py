@@ -39,7 +39,7 @@ def _fits(layers: Sequence[Layer], settings: GradientSignalNoise, batches: int) 
             f"gradient_signal_noise compares batches, but there is {batches}",
             "give more calibration records",
             "take a smaller `batch_size`",
-            "set `settings.estimate=released`",
+            "give `settings.estimate=released`",
         )
 
 

@@ -58,7 +58,7 @@ def enough_batches(layers: Sequence[Layer], settings: Any, batches: int) -> None
             f"{settings.spelled('estimate', 'unbiased')} tells noise by batches that differ, but there is {batches}",
             "give more calibration records",
             "take a smaller `batch_size`",
-            "set `settings.estimate=plain`",
+            "give `settings.estimate=plain`",
         )
 
 

@@ -47,7 +47,7 @@ def logit_lens_entropy(evidence: Evidence, blocks: Blocks, settings: LogitLensEn
     if settings.position == "mean":
         raise BadInput(
             "logit_lens_entropy reads tokens, and a mean over them is none",
-            "set `settings.position=all`, prompt or last",
+            "give `settings.position=all`, prompt or last",
         )
     if len(set(blocks.stacks)) > 1:
         raise BadInput("logit_lens_entropy needs one stack of blocks; an encoder's hidden states are read by no head.")

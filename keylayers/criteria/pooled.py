@@ -40,7 +40,7 @@ class Rows:
             if len(rows) and bool((rows == rows[0]).all()):
                 raise BadInput(
                     f"the hidden states at block {layer.name} are the same for all {len(rows)} records at "
-                    f"position={self.position}; give other records, or set `settings.position=mean`."
+                    f"position={self.position}; give other records, or give `settings.position=mean`."
                 )
         return whole
 

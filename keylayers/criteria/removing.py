@@ -68,7 +68,7 @@ def _costs_of_records(
     if replace == "resample":
         raise BadInput(
             f"replace=resample exchanges outputs between the records of a batch, which the measure {measure.name!r} "
-            "does not keep together; set `settings.replace=zero` or mean, or measure loss, tokens or answers."
+            "does not keep together; give `settings.replace=zero` or mean, or measure loss, tokens or answers."
         )
     whole, columns = np.asarray(measure.by_record(evidence.model), dtype=np.float64), []
     for column, layers in enumerate(sets):

@@ -113,7 +113,7 @@ class Seen:
         if not self.batch.keys() & {"input_ids", "inputs_embeds", "attention_mask"}:
             raise BadInput(
                 f"position={position!r} asks for a token, and this data has none (images?)",
-                "set `settings.position=mean`",
+                "give `settings.position=mean`",
             )
         mask = self.counted(block, side)
         chosen = mask

@@ -44,7 +44,7 @@ class TokenClusters(CriterionSettings):
         if self.tokens < self.clusters:
             raise BadInput(
                 f"token_clusters cannot make {self.clusters} clusters of {self.tokens} tokens",
-                f"set `settings.tokens={10 * self.clusters}`",
+                f"give `settings.tokens={10 * self.clusters}`",
                 "ask for fewer clusters (`settings.clusters=2`)",
             )
 

@@ -89,7 +89,7 @@ def ablated(model: nn.Module, layers: Iterable[Layer], fill: Fill | None = None)
             raise BadInput(
                 f"layer {layer.name!r} is no module of its own, so its output cannot be replaced by a mean or by "
                 "another record's",
-                "set `settings.replace=zero`",
+                "give `settings.replace=zero`",
                 "take blocks or sublayers (`granularity=block`)",
             )
         for parameter in where.parameters:
@@ -189,7 +189,7 @@ class Exchange:
             raise BadInput(
                 "resampling takes the outputs of another record of the batch, but a batch holds only one",
                 "choose a `batch_size` that leaves no batch of one",
-                "set `settings.replace=mean`",
+                "give `settings.replace=mean`",
             )
         order = torch.from_numpy(np.random.default_rng(list(seed)).permutation(rows))
         self.donors: Int[Tensor, " rows"] = torch.empty_like(order)
@@ -205,7 +205,7 @@ class Exchange:
         if len(whole) != rows:
             raise BadInput(
                 f"{name!r} returns {len(value)} vectors for {rows} records, so that they cannot be told apart",
-                "set `settings.replace=zero`",
+                "give `settings.replace=zero`",
                 "take blocks or sublayers (`granularity=block`)",
             )
         donated = whole[self.donors.to(value.device)]

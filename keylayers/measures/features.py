@@ -128,7 +128,7 @@ def rows_at(hidden: Tensor, batch: Batch, position: str, name: str) -> Float[Ten
     elif not text:
         if position != "mean":
             raise BadInput(
-                f"position={position!r} asks for a token, and images have none", "set `settings.position=flat` or mean"
+                f"position={position!r} asks for a token, and images have none", "give `settings.position=flat` or mean"
             )
         rows = hidden.flatten(2).mean(2) if hidden.ndim == 4 else hidden.mean(1)
     else:
@@ -143,7 +143,7 @@ def _token_rows(hidden: Tensor, batch: Batch, position: str, name: str) -> Float
         raise BadInput(
             f"layer {name} returns shape {tuple(hidden.shape)} at position={position!r}; texts have features of shape "
             "(batch, tokens, width)",
-            "set `settings.position=prompt`, last or mean",
+            "give `settings.position=prompt`, last or mean",
         )
     if hidden.shape[1] == 1:  # a decoder's first step
         return hidden[:, 0]

@@ -20,6 +20,7 @@ from keylayers.measures.reach import reached
 from keylayers.models import deltas_of
 from keylayers.models.families import predicts_tokens
 from keylayers.models.loading import LoadedModel
+from keylayers.models.sources import local_folder
 from keylayers.recipes.image_evidence import image_evidence
 from keylayers.recipes.inputs import Prepared, prepare_data, require_unseen, trained_here, tuned_place
 from keylayers.recipes.reaching import RECORDS, within_adapters, within_reach
@@ -66,6 +67,8 @@ def _load(
 ) -> tuple[LoadedModel, tuple[Layer, ...], Prepared | None]:
     """The model, its layers, and the data where some criterion or stage 1 looks at any."""
     place = None if request.tuned is None else tuned_place(request.tuned)
+    if place is not None:
+        local_folder(place)  # that there is such a folder is known before anything loads
     looks = "data" in needs or ("deltas" in needs and place is None and request.sibling is None)
     if looks:
         note(f"reading {request.inputs.data}")

@@ -142,7 +142,7 @@ def _checked(request: TuneRequest, scores: LayerScores | None, model: LoadedMode
         check_scores_fit(scores, model.model, request.inputs.model)
     layers = scores.layers if scores is not None else named_layers(model.model, request.granularity)
     for policy in request.policies:
-        choose(scores, layers, policy, seed=0)
+        _check(request, model.model, choose(scores, layers, policy, seed=0))
     return prepare_data(request.inputs, model, splits)
 
 

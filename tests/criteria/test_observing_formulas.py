@@ -158,10 +158,10 @@ def test_a_block_of_zeros_is_as_far_as_can_be_and_stays_finite() -> None:
     [
         ("cka_shift", {"window": 4}, "an odd number of blocks"),
         ("cka_shift", {"variant": "neighbors"}, "did you mean 'neighbours'"),
-        ("cka_shift", {"position": "all", "estimator": "biased"}, "set `settings.estimator=unbiased`"),
+        ("cka_shift", {"position": "all", "estimator": "biased"}, "give `settings.estimator=unbiased`"),
         ("component_shift", {"window": 4}, "an odd number of blocks"),
         ("component_shift", {"components": 15}, "give at least 17 records"),
-        ("component_shift", {"position": "all"}, "set `settings.position=prompt`"),
+        ("component_shift", {"position": "all"}, "give `settings.position=prompt`"),
         ("angular_distance", {"span": 6}, "span=6` of angular_distance: expected 1 to 5"),
     ],
 )
