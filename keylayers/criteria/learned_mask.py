@@ -15,7 +15,7 @@ from keylayers.errors import BadInput, Diverged
 from keylayers.layers.gating import frozen, gated
 from keylayers.layers.layer import Layer
 from keylayers.maths.gates import expected_open, hard_concrete, soft_top_k
-from keylayers.measures.objective import Batch, finite, supervised
+from keylayers.measures.objective import finite, supervised
 from keylayers.scores.scores import LayerScores
 from keylayers.settings import Count, Inside, NotNegative, Seed
 
@@ -88,7 +88,8 @@ def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedM
     assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
     if settings.learning_rate is None:
         settings = replace(settings, learning_rate=RATES[settings.optimiser])
-    held = replace(evidence, deltas=evidence.deltas.held(), data=_records(evidence, settings))
+    evidence = _on_records(evidence, settings)
+    held = replace(evidence, deltas=evidence.deltas.held())
     with frozen(evidence.model), torch.enable_grad():
         learnt = [_learn(held, layers, settings, repeat) for repeat in range(settings.seeds)]
     repeats = torch.stack([one.scores for one in learnt])
@@ -104,15 +105,20 @@ def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedM
     )
 
 
-def _records(evidence: Evidence, settings: LearnedMask) -> Sequence[Batch]:
+def _on_records(evidence: Evidence, settings: LearnedMask) -> Evidence:
+    """The evidence with the records that the gates are learnt on as its data, also in its provenance."""
     found = evidence.training if settings.records == "training" else evidence.data
     if not found:
         raise BadInput(
-            f"{settings.spelled('records', settings.records)}: no such records are at hand",
-            "name data as `data`, whose training split they are",
-            "learn on calibration records (`settings.records=calibration`)",
+            f"learned_mask: records={settings.records!r}, but no such records are at hand",
+            "give records that a training part can be taken of",
+            "learn on the calibration records",
         )
-    return found
+    if settings.records == "calibration":
+        return evidence
+    splits = [one for one in evidence.provenance.data if one.get("split") == "train"]
+    noted = replace(evidence.provenance, data=tuple({**one, "batches": len(found)} for one in splits))
+    return replace(evidence, data=found, provenance=noted if splits else evidence.provenance)
 
 
 def _gates(scores: Tensor, settings: LearnedMask, noise: torch.Generator | None) -> Tensor:

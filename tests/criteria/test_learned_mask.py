@@ -12,6 +12,7 @@ from keylayers.criteria.learned_mask import LearnedMask, learned_mask
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.maths.gates import expected_open, soft_top_k
 from keylayers.runs.checkpoint import Checkpoint
+from keylayers.scores import Provenance
 from tests.criteria.examples import Quadratic, evidence_of, mean_loss, quadratic_evidence
 
 SINGLE = quadratic_evidence(data=quadratic_evidence().data[1:])  # one batch, so that every step sees the same
@@ -305,6 +306,16 @@ def test_gates_are_learnt_on_training_records_where_asked() -> None:
     other = replace(SINGLE, data=evidence.data[:1], training=SINGLE.data)
     assert np.array_equal(learnt(other, steps=2, records="training"), learnt(steps=2))
     assert not np.array_equal(learnt(other, steps=2), learnt(steps=2))
+
+
+def test_scores_learnt_on_training_records_name_those() -> None:
+    data = ({"split": "train", "records": 9}, {"split": "calibration", "records": 2, "batches": 1})
+    evidence = replace(SINGLE, training=[*SINGLE.data] * 3, provenance=Provenance(data=data))
+    of = {
+        records: learned_mask(evidence, LAYERS, LearnedMask(steps=1, records=records)).provenance.data
+        for records in ("calibration", "training")
+    }
+    assert of == {"calibration": data, "training": ({"split": "train", "records": 9, "batches": 3},)}
 
 
 @pytest.mark.parametrize(
