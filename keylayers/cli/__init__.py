@@ -1,6 +1,8 @@
 """The command line: a shell over recipes; nothing imports it, and it imports nothing heavy before it must."""
 
+import atexit
 import os
+import signal
 import sys
 
 
@@ -25,3 +27,5 @@ def main() -> None:
             raise SystemExit(2) from error
         except KeyboardInterrupt as stop:
             raise SystemExit(130) from stop
+        finally:  # Ctrl-C while Python and its libraries tidy up ends the process, where it would be a traceback
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_DFL)

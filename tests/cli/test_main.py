@@ -1,5 +1,6 @@
 """How commands start and end: quickly, without torch where it is not needed, and with the right status."""
 
+import atexit
 import json
 import os
 import signal
@@ -73,6 +74,13 @@ def test_the_version_and_every_command_with_its_purpose(cli):
 def test_a_misspelt_command_line_says_what_is_wrong(cli, words, said):
     result = cli(*words)
     assert result.code == 2 and said in result.err and "Traceback" not in result.err
+
+
+def test_a_second_ctrl_c_ends_the_process_while_it_tidies_up(cli, monkeypatch):
+    at_exit = []
+    monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(call))
+    assert cli("criteria").code == 0
+    assert at_exit == [(signal.signal, signal.SIGINT, signal.SIG_DFL)]
 
 
 def test_ctrl_c_ends_with_130_and_how_to_resume(cli, score_words, monkeypatch):
