@@ -70,7 +70,7 @@ def test_a_share_is_written_either_way(cli, files, top):
         ),
         (["a.json", "b.json", "--acted", "middle"], "middle"),
         (["a.json", "other.json"], "layers"),
-        (["a.json", "nowhere.json"], "nowhere.json: cannot be read (No such file"),
+        (["a.json", "nowhere.json"], "nowhere.json cannot be read (No such file"),
         (["a.json", "empty.json"], "is not whole, strict JSON"),
     ],
 )
