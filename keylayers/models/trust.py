@@ -195,7 +195,11 @@ def _check_hub(place: str, trust: Trust) -> None:
 
     quiet = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     if cached_file(place, ADAPTER, **quiet) is not None:
-        raise BadInput(f"{place} is a LoRA adapter, not a model; give its base model, and the adapter as --tuned.")
+        raise BadInput(
+            f"{place} is a LoRA adapter, not a model",
+            "give its base model",
+            "its base model and, as `tuned`, the adapter",
+        )
     if not trust.pickles and (index := cached_file(place, INDEX, **quiet)) is not None:
         refuse_pickles(Path(name) for name in shard_names(Path(index)))
 
