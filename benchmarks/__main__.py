@@ -3,12 +3,24 @@
 import sys
 from pathlib import Path
 
-from benchmarks import ablation, cka, hardening, observing, screening, spectrum, stage_two, starting, suppression
+from benchmarks import (
+    ablation,
+    cka,
+    experts,
+    hardening,
+    observing,
+    screening,
+    spectrum,
+    stage_two,
+    starting,
+    suppression,
+)
 from keylayers.runs import machine, note, versions
 
 PARTS = {
     "Learning gates (ILA, stage 2)": stage_two.table,
     "Ablation sweep": ablation.table,
+    "Changes of single experts": experts.table,
     "Singular values (weight-only criteria)": spectrum.table,
     "CKA of every pair of layers": cka.table,
     "Criteria of hidden states from one pass": observing.table,

@@ -132,7 +132,7 @@ class _OnDisk:
 
     def row(self, index: int) -> Tensor:
         with opened(self.file) as handle:
-            return handle.get_slice(self.name)[index]
+            return handle.get_slice(self.name)[index].clone()  # a view of the file would count, and stay, as all of it
 
 
 def unpickled(file: Path) -> dict[str, Tensor]:

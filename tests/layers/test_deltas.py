@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.adapted import deltas_from_adapter, unloaded
 from keylayers.layers.deltas import Deltas, DenseDelta, LowRankDelta, deltas_from_checkpoints, held_delta
+from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import parameters_of, tensors_of
 from keylayers.layers.tensors import tensors_on_disk
@@ -221,6 +223,23 @@ def test_expert_slices_share_out_the_change_of_a_fused_tensor() -> None:
     of_block = [i for i, layer in enumerate(fused.layers) if layer.block == 2 and "experts" in layer.name]
     total = fused.norms()[of_block].square().sum()
     assert float(experts.norms()[-4:].square().sum()) == pytest.approx(float(total))
+
+
+def test_what_experts_hold_grows_with_their_number(tmp_path: Path) -> None:
+    """Each reads its own slice of the fused tensors, and holds no more than that."""
+    held, read = {}, {}
+    for count in (4, 16):
+        tuned = {"experts.weight": torch.randn(count, 8, 8)}
+        save_file({"experts.weight": torch.zeros(count, 8, 8)}, tmp_path / "base.safetensors")
+        save_file(tuned, tmp_path / "tuned.safetensors")
+        layers = [Layer(f"experts[{i}]", 0, "experts", (f"experts.weight[{i}]",), 64) for i in range(count)]
+        sources = [tensors_on_disk(tmp_path / f"{name}.safetensors") for name in ("base", "tuned")]
+        deltas = deltas_from_checkpoints(*sources, layers)
+        changes = [change[f"experts.weight[{i}]"] for i, change in enumerate(deltas.held().changes)]
+        assert all(torch.equal(one.dense(), tuned["experts.weight"][i]) for i, one in enumerate(changes))
+        held[count] = sum(one.dense().untyped_storage().nbytes() for one in changes)
+        read[count] = max(source.row("experts.weight", 1).untyped_storage().nbytes() for source in sources)
+    assert held == {4: 4 * 256, 16: 16 * 256} and read[4] == read[16]
 
 
 def test_slices_that_are_no_layer_are_the_remainder() -> None:
