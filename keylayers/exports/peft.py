@@ -8,9 +8,7 @@ name, and the first that matches counts.
 """
 
 import json
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -18,6 +16,7 @@ from torch import nn
 from keylayers.exports.lora import adapters_by_peft, lora_words, nearest_matrices
 from keylayers.exports.target import Adapter, CannotExpress, ExportSettings, Target
 from keylayers.files import reason
+from keylayers.files.replacing import scratch_folder
 from keylayers.scores.selection import Selection
 from keylayers.training.adapters import LoraSettings, lora_config, whole
 
@@ -50,10 +49,10 @@ def adapters(model: nn.Module, files: Mapping[str, str]) -> dict[str, Adapter]:
     """What peft attaches when it loads the folder and is given the model."""
     from peft import LoraConfig
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / FILE).write_text(files[FILE], encoding="utf-8")
+    with scratch_folder() as folder:
+        (folder / FILE).write_text(files[FILE], encoding="utf-8")
         try:
-            config = LoraConfig.from_pretrained(folder)
+            config = LoraConfig.from_pretrained(str(folder))
         except Exception as error:
             raise CannotExpress(f"peft cannot read {FILE}: {reason(error)}.") from error
     return adapters_by_peft(model, config)

@@ -6,9 +6,7 @@ expression to peft: a lone `q_proj` matches nothing, and in mixtures of experts 
 names, which match in every block. A name written twice stays a list. All layers have one rank.
 """
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
 from torch import nn
 
@@ -17,6 +15,7 @@ from keylayers.exports.lora import adapters_by_peft, lora_words, nearest_matrice
 from keylayers.exports.target import Adapter, CannotExpress, ExportSettings, Target
 from keylayers.exports.yaml_text import yaml_text
 from keylayers.files import reason
+from keylayers.files.replacing import scratch_folder
 from keylayers.scores.selection import Selection
 from keylayers.training.adapters import whole
 
@@ -51,8 +50,8 @@ def adapters(model: nn.Module, files: Mapping[str, str]) -> dict[str, Adapter]:
     """What peft attaches for the configuration that TRL makes of the file."""
     from trl import ModelConfig, TrlParser, get_peft_config
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / FILE
+    with scratch_folder() as folder:
+        path = folder / FILE
         path.write_text(files[FILE], encoding="utf-8")
         try:
             parser = TrlParser(ModelConfig)  # type: ignore[arg-type]  # a dataclass

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from keylayers.errors import BadInput, KeylayersError
 from keylayers.files.foreign import reason
@@ -98,6 +99,27 @@ def writing(path: Path) -> Iterator[None]:
             raise
         why, *remedies = _why(error, path)
         raise BadInput(f"cannot write {str(path)!r}: {why}", *remedies) from error
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder where the system keeps temporary files, until the block ends.
+
+    Raises:
+        BadInput: if it cannot be made or written into.
+    """
+    remedies = ("free some space there", "set TMPDIR to a folder on another disk")
+    try:
+        made = TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        raise BadInput(f"cannot make a temporary folder ({reason(error)})", *remedies) from error
+    with made as place:
+        try:
+            yield Path(place)
+        except OSError as error:
+            if not str(error.filename or "").startswith(place):
+                raise
+            raise BadInput(f"cannot write a temporary file into {place} ({reason(error)})", *remedies) from error
 
 
 def make_folder(path: Path) -> None:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from keylayers.data import Examples, Record, TruncationReport, Turn, tokenise
 from keylayers.data.batches import batches
 from keylayers.data.tokenise import IGNORED, padding_id, tokenise_prompts
 from keylayers.errors import Diverged
+from keylayers.files.replacing import scratch_folder
 from keylayers.measures.objective import Batch, model_device, predictions
 from keylayers.training.train import TrainSettings, train
 from keylayers.world import chains, datasets
@@ -153,14 +153,14 @@ def rewarded(model: nn.Module, tokenizer: Any, tuning: Tuning, seed: int, length
     asked = problems("train", lengths, settings.steps * settings.batch_size // each, seed=41 + seed)
     rows = [{"prompt": [{"role": "user", "content": one.question}], "result": one.values[-1]} for one in asked]
     _all_trainable(model)
-    with TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         trainer = GRPOTrainer(
             model=model,  # type: ignore[arg-type]
             reward_funcs=_right_result,  # type: ignore[arg-type]
             train_dataset=Dataset.from_list(rows),
             processing_class=tokenizer,
             args=GRPOConfig(
-                output_dir=scratch,
+                output_dir=str(scratch),
                 max_steps=settings.steps,
                 per_device_train_batch_size=settings.batch_size,
                 num_generations=each,

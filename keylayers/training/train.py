@@ -3,10 +3,9 @@
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from keylayers.data.batches import collate
 from keylayers.data.tokenise import Examples
 from keylayers.errors import BadInput, Diverged
-from keylayers.files.replacing import writing
+from keylayers.files.replacing import scratch_folder, writing
 from keylayers.layers.structure import inner_module, unwrap
 from keylayers.measures.liveness import require_alive
 from keylayers.measures.objective import logits_of, model_device, on_device, refuse_seen_answers
@@ -111,8 +110,7 @@ def train(
     network = inner_module(unwrap(model))
     if hasattr(network, "get_output_embeddings"):
         refuse_seen_answers(network, collate(examples.take([0])))
-    with TemporaryDirectory() as scratch:
-        place = folder or Path(scratch)
+    with scratch_folder() if folder is None else nullcontext(folder) as place:
         with writing(place):  # it makes the folder
             trainer = _trainer(model, examples, settings, place, report, before_step, keep=folder is not None)
         state = newest_whole(place)

@@ -3,13 +3,14 @@
 import errno
 import fcntl
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from keylayers.errors import BadInput
 from keylayers.files import replacing as module
-from keylayers.files.replacing import remove, remove_leftovers, replacing, replacing_folder, writing
+from keylayers.files.replacing import remove, remove_leftovers, replacing, replacing_folder, scratch_folder, writing
 
 
 def write(path: Path, text: str) -> None:
@@ -85,6 +86,16 @@ def test_sweeping_and_removing_follow_no_links(tmp_path: Path) -> None:
 def test_what_libraries_raise_while_they_write_is_said_in_words(error, said, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=said), writing(tmp_path / "adapter"):
         raise error
+
+
+def test_a_temporary_folder_that_cannot_be_made_is_no_traceback(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(BadInput, match=r"cannot make a temporary folder .*set TMPDIR"), scratch_folder():
+        pass
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(BadInput, match="cannot write a temporary file into"), scratch_folder() as folder:
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder / "x"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_error_that_is_not_of_writing_passes(tmp_path: Path) -> None:
