@@ -85,10 +85,10 @@ def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedM
         BadInput: for settings out of range, or training records that are not at hand.
         Diverged: if a loss or a gate's gradient is not finite; names step and layer.
     """
-    assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
     if settings.learning_rate is None:
         settings = replace(settings, learning_rate=RATES[settings.optimiser])
     evidence = _on_records(evidence, settings)
+    assert evidence.model is not None and evidence.deltas is not None and evidence.data is not None
     held = replace(evidence, deltas=evidence.deltas.held())
     with frozen(evidence.model), torch.enable_grad():
         learnt = [_learn(held, layers, settings, repeat) for repeat in range(settings.seeds)]
