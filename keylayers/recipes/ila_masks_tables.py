@@ -106,7 +106,8 @@ def worth(found: Sequence[Tried], how: str, title: str) -> Table:
         "kept": "the fully tuned model with only these layers' changes",
         "retrained": "LoRA on these layers alone, from the start, at the rate of lowest mean calibration loss",
     }[how]
-    notes = (f"{what}; gain: share of the drop in loss of training everything. Intervals: 95 %, over seeds, paired.",)
+    gain = "gain: share of the drop in loss of training everything, which is stage 1"
+    notes = (f"{what}; {gain}. Intervals: 95 %, over seeds, paired.",)
     return Table(title, columns, tuple(rows), notes)
 
 
