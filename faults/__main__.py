@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 import tempfile
@@ -41,7 +42,7 @@ def main() -> int:
         if options.work is None:  # not a TemporaryDirectory, which every fork would delete at its end
             shutil.rmtree(place)
     restless = [f"{name}: {file}" for name, each in usual.items() for file in each.restless]
-    text = page(verdicts, options.seed, options.seconds, date.today().isoformat(), restless)
+    text = page(verdicts, _asked(), date.today().isoformat(), restless)
     if options.page:
         options.page.write_text(text)
     print(text)
@@ -60,6 +61,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--log", type=Path, help="JSON lines, one per fault.")
     parser.add_argument("--work", type=Path, help="Folder to work in, which is kept; default: a temporary one.")
     return parser.parse_args()
+
+
+def _asked() -> str:
+    return shlex.join(["python", "-m", "faults", *sys.argv[1:]])
 
 
 def _look(command: Command, place: Path) -> Usual:

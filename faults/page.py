@@ -7,14 +7,13 @@ from faults.trial import Verdict
 from keylayers.runs import git_commit, machine, versions
 
 
-def page(verdicts: Sequence[Verdict], seed: int, seconds: float, date: str, restless: Sequence[str]) -> str:
+def page(verdicts: Sequence[Verdict], asked: str, date: str, restless: Sequence[str]) -> str:
     """Markdown: what was tried and survived, by kind and by command, and every fault that was not."""
     wrong = [verdict for verdict in verdicts if verdict.wrong]
     lines = [
         "# Faults",
         "",
-        f"Written by `make faults SECONDS={seconds:g} SEED={seed}` on {date}, commit {git_commit()}; "
-        "the same seed tries the same faults.",
+        f"Written by `make faults` (`{asked}`) on {date}, commit {git_commit()}; the same seed tries the same faults.",
         f"Machine: {machine()}. Versions: {versions()}.",
         "",
         "Each fault hits a whole command at its smallest; afterwards the same command runs undisturbed. Survived: no "

@@ -12,8 +12,9 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # on a busy machine, spinning threads starve the one that works
     from keylayers.cli.streams import shown_streams
     from keylayers.errors import KeylayersError
+    from keylayers.runs.signals import termination_interrupts
 
-    with shown_streams():
+    with shown_streams(), termination_interrupts():  # a report that is being drawn when SIGTERM comes leaves nothing
         try:
             from keylayers.cli.app import app
 

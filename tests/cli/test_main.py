@@ -76,6 +76,15 @@ def test_a_misspelt_command_line_says_what_is_wrong(cli, words, said):
     assert result.code == 2 and said in result.err and "Traceback" not in result.err
 
 
+def test_a_request_to_end_is_obeyed_in_order_wherever_a_command_is(cli, monkeypatch):
+    from keylayers.cli import show
+
+    monkeypatch.setattr(show, "show_criteria", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert cli("criteria").code == 130
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
 def test_a_second_ctrl_c_ends_the_process_while_it_tidies_up(cli, monkeypatch):
     at_exit = []
     monkeypatch.setattr(atexit, "register", lambda *call: at_exit.append(call))
