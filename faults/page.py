@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from faults.trial import Verdict
+from faults.trial import NOTHING, Verdict
 from keylayers.runs import git_commit, machine, versions
 
 
 def page(verdicts: Sequence[Verdict], asked: str, date: str, restless: Sequence[str]) -> str:
     """Markdown: what was tried and survived, by kind and by command, and every fault that was not."""
+    verdicts = [verdict for verdict in verdicts if verdict.detail != NOTHING]
     wrong = [verdict for verdict in verdicts if verdict.wrong]
     lines = [
         "# Faults",

@@ -13,6 +13,8 @@ from faults.picture import Picture, differences, half_files, leftovers, picture
 
 USED = ("used", "used.html")
 SHOWN = 400
+NOTHING = "nothing stored yet"
+"""Where a file should have been damaged; such a trial does not count."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Trial:
             shutil.copytree(self.usual.kept, self.folder)
         files = _files(self.outcome)
         if not files:
-            self.detail = "nothing stored yet"
+            self.detail = NOTHING
             return
         file = self.draws.choice(files)
         name = str(file.relative_to(self.folder))
