@@ -176,7 +176,7 @@ class Trial:
         if ended.status != 0:
             if file.name not in ended.said and not self._refuses_what_exists(ended):
                 yield f"silent: it does not name the file: {ended.status} {ended.said.strip()[-SHOWN:]}"
-            if self.command.run_folder:
+            if self.command.run_folder and (file.name != "run.json" or file.exists()):  # else it is no run any more
                 again = run(self.command.argv("--fresh"), self.folder)
                 if again.status != 0 or (other := self._other()):
                     why = again.said.strip()[-SHOWN:] if again.status else "; ".join(other[:4])
