@@ -36,12 +36,11 @@ class Masks(PlantedDesk):
         return place
 
 
-@pytest.fixture
-def parts(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
     """What is known of one task after each part of the trial."""
-    monkeypatch.delenv("KEYLAYERS_MODELS", raising=False)
     trial = trial_of("masks")
-    with open_run(tmp_path / "run", "trial", {}) as run:
+    with open_run(tmp_path_factory.mktemp("trial"), "trial", {}) as run:
         return list(tried(Masks(run), replace(trial, tasks=trial.tasks[:1])))
 
 
