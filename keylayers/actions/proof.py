@@ -12,6 +12,7 @@ from keylayers.layers.structure import walk
 
 def fingerprints(model: nn.Module) -> dict[str, str]:
     """Unwrapped name -> SHA-256 of the bytes of every parameter and persistent buffer; adapters are passed over."""
+    model.state_dict()  # bitsandbytes repacks 4-bit weights to evaluate them on some CPUs, and here puts them back
     found: dict[str, str] = {}
     for node in walk(model):
         transient = node.inner._non_persistent_buffers_set

@@ -124,7 +124,7 @@ def _from_the_start(model: nn.Module) -> Iterator[None]:
 def _zero_deltas(model: nn.Module, layers: Sequence[Layer], lora: LoraSettings) -> Deltas:
     """Low-rank deltas of every layer as stage 1 would give them, before any step."""
     with attached(model, layers, lora) as adapted:
-        return deltas_from_adapter(adapted, layers)
+        return deltas_from_adapter(adapted, layers, unchanged=True)  # costs what a trained one costs
 
 
 def _delta_bytes(model: nn.Module, deltas: Deltas) -> int:

@@ -31,11 +31,14 @@ Precisions = Mapping[str, torch.dtype]
 """Stored name -> the precision of what an adapter stores in full; what is missing is taken as it was loaded."""
 
 
-def deltas_from_adapter(peft_model: nn.Module, layers: Sequence[Layer], adapter: str = "default") -> Deltas:
+def deltas_from_adapter(
+    peft_model: nn.Module, layers: Sequence[Layer], adapter: str = "default", *, unchanged: bool = False
+) -> Deltas:
     """The deltas of a loaded peft LoRA model, relative to the base model with the adapter unloaded.
 
     Low-rank for LoRA on weights, fused experts and embeddings; dense for convolutions, for modules trained in full
-    beside it (`modules_to_save`) and for single tokens. What no scored layer owns is the remainder.
+    beside it (`modules_to_save`) and for single tokens. What no scored layer owns is the remainder. With `unchanged`,
+    an adapter may change nothing yet: the first steps of a training whose rate warms up do not.
 
     Raises:
         BadInput: if the model holds no LoRA of that name, one that changes nothing, or one that is more than an added
@@ -49,7 +52,7 @@ def deltas_from_adapter(peft_model: nn.Module, layers: Sequence[Layer], adapter:
                 f"adapter {adapter!r} trained biases of the base model (bias={config.bias!r}); train without, or "
                 "merge it and give both checkpoints."
             )
-    found = changes_of_adapter(peft_model, adapter)
+    found = changes_of_adapter(peft_model, adapter, unchanged=unchanged)
     return grouped(found, layers, logical_shapes(peft_model), source=f"LoRA adapter {adapter!r}")
 
 
@@ -73,7 +76,9 @@ def check_plain(config: Any, called: str) -> None:
         )
 
 
-def changes_of_adapter(peft_model: nn.Module, adapter: str, stored: Precisions | None = None) -> dict[str, Delta]:
+def changes_of_adapter(
+    peft_model: nn.Module, adapter: str, stored: Precisions | None = None, *, unchanged: bool = False
+) -> dict[str, Delta]:
     """Parameter -> what the adapter changes in it; what it leaves as it was is left out.
 
     Raises:
@@ -109,6 +114,8 @@ def changes_of_adapter(peft_model: nn.Module, adapter: str, stored: Precisions |
     if not seen:
         raise BadInput(f"the model holds no LoRA adapter named {adapter!r}; train one first or give two checkpoints.")
     changed = {name: delta for name, delta in found.items() if _changes(delta)}
+    if unchanged and not changed:
+        return found
     if not changed:
         raise BadInput(
             f"LoRA adapter {adapter!r} changes nothing: its products are 0 in all {len(found)} places, as before "

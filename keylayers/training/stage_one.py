@@ -44,7 +44,8 @@ def learn_deltas(
         if folder is not None:
             with sealed_folder(folder / ADAPTER) as place:
                 save_adapter(adapted, place)
-        return deltas_from_adapter(adapted, layers if scored is None else scored), log
+        scored = layers if scored is None else scored
+        return deltas_from_adapter(adapted, scored, unchanged=settings.stop_after is not None), log
 
 
 def learn_until(

@@ -334,9 +334,9 @@ def test_a_prompt_that_ends_like_the_other_class_is_suspicious() -> None:
 def test_texts_that_say_no_class_are_refused() -> None:
     model = tiny_models.build("llama")
     for settings, message in (
-        (ScreenSettings(), r"not known; give tokens=\(\.\.\.\)"),
+        (ScreenSettings(), "not known; give `tokens`"),
         (ScreenSettings(tokens=(3, 96)), "the vocabulary has tokens 0 to 95"),
-        (ScreenSettings(tokens=(5, 6), position="flat"), "position=flat; texts have features"),
+        (ScreenSettings(tokens=(5, 6), position="flat"), "position='flat'; texts have features"),
     ):
         with pytest.raises(BadInput, match=message):
             fit_screen(model, at(model, 1), texts(), texts(seed=1), settings)

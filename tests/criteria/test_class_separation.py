@@ -254,12 +254,12 @@ def test_other_refusals() -> None:
         class_separation(evidence, layers, ClassSeparation(position="lst"))  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match="class_separation classes 'label'"):
         class_separation(evidence, layers, ClassSeparation(classes="label"))  # type: ignore[arg-type]
-    with pytest.raises(BadInput, match="position=last asks for a token, and images have none"):
+    with pytest.raises(BadInput, match="position='last' asks for a token, and images have none"):
         class_separation(evidence, layers, ClassSeparation(position="last"))
     text, blocks = planted(4)
     with pytest.raises(BadInput, match="predicts no class of a text"):
         class_separation(text, blocks, ClassSeparation(classes="predicted"))
-    with pytest.raises(BadInput, match="position=flat; texts have features"):
+    with pytest.raises(BadInput, match="position='flat'; texts have features"):
         class_separation(text, blocks, ClassSeparation(position="flat"))
     broken, blocks = stream([lambda hidden: hidden / 0], torch.randn(4, 3, 8))
     assert broken.data is not None

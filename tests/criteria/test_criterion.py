@@ -52,10 +52,10 @@ def test_missing_evidence_is_named_with_the_flag_that_gives_it(name: str) -> Non
     found, evidence = criteria.get(name), quadratic_evidence()
     layers = evidence.deltas.layers
     said = {
-        "model": r"a model to run \(--model\)",
-        "weights": r"a safetensors checkpoint \(--model FOLDER\)",
-        "deltas": r"what tuning changed: .*\(--tuned\), or data to train one on \(--data\)",
-        "data": r"data to score on \(--data\)",
+        "model": r"a model to run \(`model`\)",
+        "weights": r"a safetensors checkpoint \(`model`\)",
+        "deltas": r"what tuning changed: .*\(`tuned`\), or data to train one on \(`data`\)",
+        "data": r"data to score on \(`data`\)",
     }
     for need in found.needs:
         with pytest.raises(BadInput, match=rf"criterion '{name}' needs {said[need]}\.$"):

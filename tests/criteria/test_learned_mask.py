@@ -246,7 +246,7 @@ def test_a_loss_that_is_not_finite_names_the_step(value: float, tmp_path: Path) 
         return summed * (value if calls == 6 else 1.0), rows
 
     evidence = replace(SINGLE, loss=loss, checkpoint=kept_in(tmp_path))
-    with pytest.raises(Diverged, match=rf"learned_mask: the loss at step 5 is {value}; lower the learning rate"):
+    with pytest.raises(Diverged, match=rf"learned_mask: the loss at step 5 is {value}; .*lower the learning rate"):
         learnt(evidence, steps=9, save_every=2)
     files = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["000000002.safetensors", "000000004.safetensors"]  # whole states from before, nothing half-written

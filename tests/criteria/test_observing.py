@@ -162,7 +162,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
     def feed(model, batch):
         return model(batch["inputs"]), 1
 
-    with pytest.raises(BadInput, match="position=last asks for a token, and this data has none"):
+    with pytest.raises(BadInput, match="position='last' asks for a token, and this data has none"):
         criteria.get("angular_distance")(Evidence(model=evidence.model, data=pixels, loss=feed), layers)
     alike = [{"inputs_embeds": states(1).repeat(6, 1, 1)}]
     with pytest.raises(BadInput, match=r"hidden states at block layers\.0 are the same for all 6 records"):

@@ -150,7 +150,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(UnknownName, match="'l-inf'; did you mean 'linf'"):
         Ball(0.1, "l-inf")
     for eps in (-0.1, math.nan, math.inf):
-        with pytest.raises(BadInput, match=r"radius eps="):
+        with pytest.raises(BadInput, match=rf"`eps={eps}`: expected a number of at least 0"):
             Ball(eps)
     with pytest.raises(BadInput, match=r"reach from 1 to 1\.9.*normalisation inside the network"):
         ascend(bumpy, x.clamp_min(0.5) * 2, Ball(), 0.1, 1)

@@ -19,7 +19,8 @@ import torch
 from keylayers import criteria
 from keylayers.recipes import evidence
 from keylayers.recipes import score as recipe
-from keylayers.runs import atomic, git_commit, open_run, versions
+from keylayers.files.replacing import TEMPORARY
+from keylayers.runs import git_commit, open_run, versions
 from keylayers.scores.files import load
 from keylayers.training import stage_one
 from keylayers.training import train as training
@@ -51,7 +52,7 @@ def main() -> None:
         criteria.get(name)  # imported before forking
     assert attempt(work, top / "whole")
     victims = [
-        [killed_before(training, "seal", 2)],  # stage 1, its second state not sealed
+        [killed_before(training, "seal_state", 2)],  # stage 1, its second state not sealed
         [killed_before(stage_one, "save_adapter", 1)],  # trained, nothing stored
         [killed_before(evidence, "forget", 1), killed_before(torch.optim.Adam, "step", 3)],  # stage 2, before any state
         [killed_before(torch.optim.Adam, "step", 6), killed_before(torch.optim.Adam, "step", 5)],
@@ -66,7 +67,7 @@ def main() -> None:
             kills += not attempt(work, folder, moments.uniform(0.1, 1.0))
         assert attempt(work, folder)
         resumed.append(values(folder))
-        assert not list(folder.rglob(f".*{atomic.TEMPORARY}"))
+        assert not list(folder.rglob(f".*{TEMPORARY}"))
     print(json.dumps({"whole": values(top / "whole"), "resumed": resumed, "kills": kills}))
 
 

@@ -60,7 +60,7 @@ def main() -> None:
     assert attempt(work, top / "whole")
     victims = [
         # the second look's state, then its adapter; looked, and nothing stored; all decided, the states still there
-        [(training, "seal", 2), (stage_one, "save_adapter", 1), (settling, "moved", 1), (evidence, "forget", 1)],
+        [(training, "seal_state", 2), (stage_one, "save_adapter", 1), (settling, "moved", 1), (evidence, "forget", 1)],
         [(os, "replace", number) for number in (6, 5)],  # while a file is put in place
     ]
     resumed, kills = [], 0

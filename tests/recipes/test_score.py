@@ -181,7 +181,7 @@ def test_settings_are_of_the_right_type_also_from_text():
 
     assert settings_of(criteria.get("learned_mask"), {"steps": "7", "initial": "-1e-1"}).steps == 7
     assert settings_of(criteria.get("learned_mask"), {"initial": "-1e-1"}).initial == -0.1
-    with pytest.raises(BadInput, match="optimiser=adamm of learned_mask: input should be 'adam' or 'sgd'"):
+    with pytest.raises(UnknownName, match="unknown learned_mask optimiser 'adamm'; did you mean 'adam'"):
         settings_of(criteria.get("learned_mask"), {"optimiser": "adamm"})
 
 

@@ -187,7 +187,7 @@ def test_what_has_no_stage_one_to_stop_is_refused_before_anything_is_loaded(
 def test_one_batch_of_calibration_records_is_refused_before_training(world, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "learn_until", lambda *a, **o: pytest.fail("trained"))
     with pytest.raises(BadInput, match="at least two batches"):
-        scored(asking(world, NEAR, batch_size=64), tmp_path / "run")
+        scored(asking(world, NEAR, inputs=world.inputs(held_out=1)), tmp_path / "run")
 
 
 def test_looks_are_made_after_rising_shares_of_the_steps_and_after_the_last():
