@@ -17,9 +17,9 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 import torch
 
 from keylayers import criteria
+from keylayers.files.replacing import TEMPORARY
 from keylayers.recipes import evidence
 from keylayers.recipes import score as recipe
-from keylayers.files.replacing import TEMPORARY
 from keylayers.runs import git_commit, open_run, versions
 from keylayers.scores.files import load
 from keylayers.training import stage_one
