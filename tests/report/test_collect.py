@@ -120,7 +120,7 @@ def test_what_is_no_run_is_refused(tmp_path):
         collect(tmp_path / "absent")
     folder = score_run(tmp_path / "run")
     (folder / "run.json").write_text((folder / "run.json").read_text().replace("score", "tune", 1))
-    with pytest.raises(BadInput, match="run.json' is damaged"):
+    with pytest.raises(BadInput, match=r"run\.json' is damaged"):
         collect(folder)
 
 
