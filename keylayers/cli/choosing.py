@@ -59,8 +59,12 @@ def score(
     columns: o.Columns = None,
     records: o.Records = None,
     score_records: Annotated[
-        int, typer.Option(help="Most records that the scores rest on; where stage 1 trains, others than it trains on.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            help="Most records that the scores rest on; default 256. Where stage 1 trains, others than it trains on; a "
+            "tuned model is scored on calibration records alone unless this is given."
+        ),
+    ] = None,
     max_length: o.MaxLength = None,
     steps: Annotated[int, typer.Option(help="Training steps of stage 1.")] = 200,
     lr: Annotated[float, typer.Option(help="Learning rate of stage 1.")] = 3e-3,

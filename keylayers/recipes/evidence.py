@@ -73,7 +73,7 @@ def _load(
     if looks:
         note(f"reading {request.inputs.data}")
     trains = "deltas" in needs and place is None and request.sibling is None
-    splits = _records(request, trains) if looks else None
+    splits = _records(request, trains, changed="deltas" in needs and not trains) if looks else None
 
     def prepared(model: LoadedModel) -> Prepared | None:
         data = prepare_data(request.inputs, model, splits) if looks else None
@@ -96,12 +96,23 @@ def _load(
     return loaded, layers, data
 
 
-def _records(request: ScoreRequest, trains: bool) -> Splits:
-    """The records to score on: apart from those that stage 1 or a run of ours trains on, else all that are given."""
+def _records(request: ScoreRequest, trains: bool, changed: bool) -> Splits:
+    """The records to score on: apart from those that stage 1 or a run of ours trains on, else all that are given.
+
+    What changed a model elsewhere may have been these very records; more than the calibration part is for the user to
+    say.
+    """
     most = request.score_records or request.inputs.held_out
     if trains or trained_here(request.tuned, request.inputs):
         splits = request.inputs.load_splits(most)
         assert_disjoint(splits.train, splits.calibration)
+        return splits
+    if changed and request.score_records is None:
+        splits = request.inputs.load_splits(most)
+        note(
+            f"the tuned model may have been trained on {request.inputs.data}, so its calibration part alone is scored "
+            "on; where it was not, `score_records=256` takes more"
+        )
         return splits
     pool = request.inputs.load_pool(most)
     if "test" in (pool.calibration.split or "").split(", "):

@@ -1,6 +1,7 @@
 """Scoring: a file per criterion, computed once; deltas of our own or of any tuned model; refusals before work."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -186,7 +187,6 @@ def test_settings_are_of_the_right_type_also_from_text():
 
 
 def test_a_pickle_allowed_as_the_model_scores(world, tmp_path):
-    import shutil
 
     folder = tmp_path / "pickled"
     shutil.copytree(world.model, folder)
@@ -250,6 +250,19 @@ def test_what_trains_nothing_looks_at_all_records_and_says_on_how_many_it_rests(
     every = scored(replace(asked, score_records=999), tmp_path / "every")["gradient_norm"].provenance.data[0]
     assert every["records"] == 80 and every["split"] == "calibration, train, test"
     assert "judge what these scores select on other data" in capsys.readouterr().err
+
+
+def test_a_tuned_model_of_elsewhere_is_scored_on_calibration_records_unless_more_are_asked_for(
+    world, finished, tmp_path, capsys
+):
+    adapter = tmp_path / "elsewhere"
+    shutil.copytree(finished[0] / "stage1" / "adapter", adapter)
+    asked = request(world, "add_one_in", tuned=str(adapter))
+    found = scored(asked, tmp_path / "few")["add_one_in"].provenance.data
+    assert [entry["split"] for entry in found] == ["train", "calibration"] and found[1]["records"] < 20
+    assert "may have been trained on" in capsys.readouterr().err
+    more = scored(replace(asked, score_records=60), tmp_path / "more")["add_one_in"].provenance.data
+    assert "train" in more[0]["split"] and more[0]["records"] > 40, more
 
 
 def test_records_that_a_run_of_ours_trained_on_are_not_scored_on(world, finished, tmp_path):
