@@ -12,6 +12,7 @@ from keylayers.scores import LayerScores, Selection, select
 from keylayers.scores.groups import averaged
 from keylayers.scores.policy_text import SIZES
 from keylayers.scores.random_draws import draw_kinds, draw_params
+from keylayers.scores.spreading import ties_shuffled
 
 DRAWS = 5
 """Random sets per control at least."""
@@ -82,12 +83,16 @@ def controls(
     chosen = chosen_by(scores, budget, by)
     layers, spent, kinds = scores.layers, budget.size(chosen), [layer.kind for layer in scores.layers]
     counts, seeds, percent = sizes(layers, budget.of), range(seed, seed + draws), f"{100 * budget.share:g}%"
+
+    def of_means(labels: Sequence[str]) -> LayerScores:  # which may all be equal, as blocks' scores are by kind
+        return ties_shuffled(averaged(scores, labels), seed)
+
     found = {
         "reversed": (chosen_by(scores, budget, "reverse"),),
         "last": (select(layers, budget.policy("last")),),
         "first": (select(layers, budget.policy("first")),),
-        "depth only": (chosen_by(averaged(scores, [str(layer.block) for layer in layers]), budget),),
-        "kind only": (chosen_by(averaged(scores, kinds), budget),),
+        "depth only": (chosen_by(of_means([str(layer.block) for layer in layers]), budget),),
+        "kind only": (chosen_by(of_means(kinds), budget),),
         "random": tuple(select(layers, f"random:params={percent}:of={budget.of}:seed={s}") for s in seeds),
         "random, same size": tuple(
             Selection(layers, draw_params(counts, spent, s), f"random of {spent} parameters, seed {s}")

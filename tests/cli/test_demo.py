@@ -8,7 +8,7 @@ def test_the_demo_tells_the_whole_story_and_resumes(tmp_path, monkeypatch, capsy
         monkeypatch.setattr(demo, name, value)
     monkeypatch.setattr(demo, "CRITERIA", ("path_integral", "delta_norm"))
     monkeypatch.setattr(demo, "SETTINGS", {"points": 1})
-    monkeypatch.setattr(demo, "ARMS", demo.ARMS[:4])
+    monkeypatch.setattr(demo, "ARMS", demo.ARMS[:2])
     demo.run_demo(tmp_path / "demo", seeds=2, fresh=False)
     first = capsys.readouterr().out
     for arm in demo.ARMS:

@@ -246,6 +246,7 @@ def test_a_hugging_face_checkpoint_goes_through_every_command(cli, place, checkp
     assert right == pytest.approx(results["figures"]["clean accuracy"][1], abs=1e-6)
 
 
+@pytest.mark.long
 def test_layers_are_chosen_and_checked_on_images_of_all_classes_of_a_sorted_file(cli, place, tmp_path, monkeypatch):
     held = load_images("bundled:digits")
     order = np.argsort(held.labels, kind="stable")

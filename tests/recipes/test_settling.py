@@ -82,6 +82,7 @@ def test_the_scores_say_where_stage_one_stopped(stopped):
     assert load(folder / "path_integral.json") == scores
 
 
+@pytest.mark.long
 def test_a_ranking_that_does_not_settle_trains_to_the_end_as_if_nobody_looked(world, tmp_path):
     folder, short = tmp_path / "run", replace(TRAINING, steps=10)
     scores = scored(asking(world, NEVER, stage_one=short), folder)["path_integral"]

@@ -32,6 +32,7 @@ def test_killed_at_every_file_system_call_in_turn(tmp_path: Path) -> None:
     assert found["state"] == pytest.approx(uninterrupted(), rel=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_at_random_moments(tmp_path: Path, seed: int) -> None:
     found = harness(tmp_path, "random", str(seed))

@@ -92,3 +92,9 @@ def test_kinds_first_takes_the_best_kind_whole_and_within_it_the_best_layers():
 def test_an_arm_of_several_draws_takes_its_next_ones_with_every_seed():
     arm = Arm("random", tuple(controls(noise(LAYERS, 0), Budget(0.3), draws=6)["random"].choices), draws=3)
     assert arm.names(0) + arm.names(1) == [one.names for one in arm.choices] and arm.names(2) == arm.names(0)
+
+
+def test_where_all_kinds_are_worth_the_same_the_control_by_kind_is_drawn_and_not_refused():
+    blocks = scored(LAYERS, [float(layer.block) for layer in LAYERS])  # as a criterion of blocks gives them
+    drawn = {controls(blocks, Budget(0.3), draws=1, seed=seed)["kind only"].choice(0).names for seed in range(3)}
+    assert len(drawn) == 3
