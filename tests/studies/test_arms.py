@@ -95,6 +95,7 @@ def test_an_arm_of_several_draws_takes_its_next_ones_with_every_seed():
 
 
 def test_where_all_kinds_are_worth_the_same_the_control_by_kind_is_drawn_and_not_refused():
-    blocks = scored(LAYERS, [float(layer.block) for layer in LAYERS])  # as a criterion of blocks gives them
+    blocks = [2.5 if layer.block is None else float(layer.block) for layer in LAYERS]  # outside of blocks: their mean
+    blocks = scored(LAYERS, blocks)
     drawn = {controls(blocks, Budget(0.3), draws=1, seed=seed)["kind only"].choice(0).names for seed in range(3)}
     assert len(drawn) == 3
