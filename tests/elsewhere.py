@@ -36,6 +36,9 @@ class Away(Tensor):
     def tolist(self) -> Any:
         return self.inner.tolist()
 
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
     def numpy(self, *args: object, **options: object) -> Any:
         raise TypeError("can't convert a tensor that lies elsewhere to numpy; copy it to the CPU first")
 

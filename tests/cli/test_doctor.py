@@ -49,6 +49,7 @@ def test_a_broken_model_fails_with_the_weights_name(cli, broken):
     assert "no score learned_mask the gate 'finite weights' failed" in text
 
 
+@pytest.mark.long
 def test_a_factory_is_examined_with_images(cli):
     result = cli("doctor", "keylayers.models.cifar:resnet20", *QUICK)
     assert result.code == 0, result

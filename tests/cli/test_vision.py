@@ -167,7 +167,15 @@ def test_other_images_under_the_same_name_are_not_taken_for_those_of_the_run(cli
     assert str(weights) not in again.err
 
 
-@pytest.mark.parametrize("criterion", ["feature_fragility", "skip_suppression", "class_separation", "robust_capacity"])
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        "skip_suppression",
+        "class_separation",
+        pytest.param("feature_fragility", marks=pytest.mark.long),
+        pytest.param("robust_capacity", marks=pytest.mark.long),
+    ],
+)
 def test_criteria_of_images_are_scored_and_their_scores_choose_what_is_hardened(cli, place, tmp_path, criterion):
     words = (*NETWORK, "--weights", place / "w.safetensors")
     done = cli("score", criterion, *words, "--data", place / "clean.npz", "--out", tmp_path / "run", "--records", "60")

@@ -1,18 +1,30 @@
 """A base on a GPU and what tuning changed on a disk: nothing that meets the model may be left on the CPU."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from keylayers import criteria
+from keylayers.layers.deltas import deltas_from_checkpoints
 from keylayers.layers.gating import gate_gradients, gated
 from keylayers.layers.naming import named_layers
 from keylayers.layers.placing import frozen
+from keylayers.layers.tensors import tensors_in_memory
 from keylayers.measures.objective import language_loss
 from keylayers.models import deltas_of
+from tests.criteria.examples import evidence_of, perturbed, suited
 from tests.elsewhere import AWAY, Away, elsewhere, sent
 from tests.layers.helpers import noisy_copy, with_lora
+from tests.matrix.test_criteria import SETTINGS
 from tests.tiny_models import build, inputs
+
+OF_IMAGES = {"skip_suppression": "cifar-resnet", "feature_fragility": "vit", "robust_capacity": "vit"}
+OF_IMAGES["class_separation"] = "vit"
+FAMILIES = ("llama", "llama-tied", "gpt2", "gemma2", "qwen3", "gpt-neox", "phi3", "olmo2", "mistral")
+"""Of the other criteria, in turn."""
 
 
 def test_what_a_gpu_refuses_is_refused() -> None:
@@ -49,3 +61,19 @@ def test_a_tuned_model_on_disk_meets_a_base_elsewhere(tmp_path: Path, name: str,
     with torch.no_grad(), gated(here, wanted, wanted.uniform(1.0)):
         assert loss == pytest.approx(float(language_loss(here, batch)[0]), rel=1e-4)
     assert torch.allclose(found, near, rtol=1e-3, atol=1e-5) and rest == pytest.approx(also, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("place", "name"), enumerate(criteria.CRITERIA))
+def test_a_criterion_scores_a_model_elsewhere_with_data_and_a_tuned_model_that_are_here(place: int, name: str) -> None:
+    model = OF_IMAGES.get(name, FAMILIES[place % len(FAMILIES)])
+    here, there = (evidence_of(model, "dense", every=8) for _ in range(2))
+    layers = suited(name, here)[:: 3 if name == "skip_suppression" else 1]
+    tuned = perturbed(here.model)
+    wanted = criteria.get(name)(here, layers, SETTINGS.get(name))
+    with elsewhere():
+        base = sent(there.model)
+        deltas = deltas_from_checkpoints(base, tuned, there.deltas.layers)
+        found = criteria.get(name)(
+            replace(there, model=base, weights=tensors_in_memory(base), deltas=deltas), layers, SETTINGS.get(name)
+        )
+    np.testing.assert_allclose(found.values, wanted.values, rtol=1e-3, atol=1e-3)

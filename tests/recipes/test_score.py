@@ -202,6 +202,7 @@ def test_a_pickle_allowed_as_the_model_scores(world, tmp_path):
     assert found.values.tolist() == plain.values.tolist()
 
 
+@pytest.mark.long
 def test_a_run_killed_in_either_stage_resumes_to_the_same_scores(tmp_path):
     script = Path(__file__).with_name("killed.py")
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
