@@ -8,13 +8,22 @@ import pytest
 import torch
 
 from keylayers import criteria
+from keylayers.actions.cleanse import Cleanse, cleanse
+from keylayers.actions.harden import HardenSettings, harden
+from keylayers.actions.rift import RiftSettings, rift
+from keylayers.actions.screen_fit import fit_screen
 from keylayers.layers.deltas import deltas_from_checkpoints
 from keylayers.layers.gating import gate_gradients, gated
 from keylayers.layers.naming import named_layers
 from keylayers.layers.placing import frozen
 from keylayers.layers.tensors import tensors_in_memory
+from keylayers.maths.attacks import Ball
+from keylayers.measures.attacks import Pgd
 from keylayers.measures.objective import language_loss
 from keylayers.models import deltas_of
+from keylayers.models.digits import DigitsResNet
+from keylayers.scores import Selection
+from keylayers.training.images import ImageTraining
 from tests.criteria.examples import evidence_of, perturbed, suited
 from tests.elsewhere import AWAY, Away, elsewhere, sent
 from tests.layers.helpers import noisy_copy, with_lora
@@ -77,3 +86,40 @@ def test_a_criterion_scores_a_model_elsewhere_with_data_and_a_tuned_model_that_a
             replace(there, model=base, weights=tensors_in_memory(base), deltas=deltas), layers, SETTINGS.get(name)
         )
     np.testing.assert_allclose(found.values, wanted.values, rtol=1e-3, atol=1e-3)
+
+
+ONCE, ATTACK = ImageTraining(epochs=1, batch_size=10), Pgd(Ball(0.1), 2)
+
+
+@pytest.mark.parametrize("action", ["harden", "cleanse", "rift", "screen"])
+def test_an_action_changes_a_model_elsewhere_as_it_does_here_with_images_that_are_here(action: str) -> None:
+    x, y = torch.rand(80, 1, 8, 8), torch.arange(80) % 10
+
+    def acted(model: DigitsResNet) -> object:
+        conv = Selection.of(named_layers(model, "conv"), names=["layer2.0.conv1"])
+        if action == "harden":
+            return harden(model, conv, x, y, HardenSettings(attack=ATTACK, training=ONCE))
+        if action == "cleanse":
+            skip = Selection.of(named_layers(model, "skip"), names=["layer2.0.shortcut"])
+            return cleanse(model, skip, x, y, Cleanse(0.5, training=ONCE))
+        if action == "rift":
+            return rift(model, conv, x[:20], y[:20], RiftSettings(ONCE, ATTACK, 2), calibration=(x[20:], y[20:]))
+        known, held = ([{"x": x[part], "labels": y[part]}] for part in (slice(0, 40), slice(40, 80)))
+        screen = fit_screen(model, conv, known, held)
+        return screen.scores(model, {"x": x})
+
+    def network() -> DigitsResNet:
+        torch.manual_seed(0)
+        return DigitsResNet(1, (4, 6, 8)).eval()
+
+    here, there = network(), sent(network())
+    wanted = acted(here)
+    with elsewhere():
+        found = acted(there)
+        state = {name: value.inner for name, value in there.state_dict().items() if isinstance(value, Away)}
+    for name, value in here.state_dict().items():
+        if name in state:
+            torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4)
+    if isinstance(wanted, np.ndarray):
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    assert type(found) is type(wanted) and state
