@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-CLOCKS = {"seconds", "train_seconds", "sessions", "peak_bytes", "sha256"}
+CLOCKS = {"seconds", "train_seconds", "sessions", "peak", "peak_bytes", "sha256"}
 """Keys of JSON objects that tell of a run's course, not of its result; a file's own digest covers these, too."""
-COURSE = {".lock", "log.jsonl", "report.html"}
-"""Files that tell of a run's course alone."""
+COURSE = {".lock", "log.jsonl", "report.html", "league.md", "league.png", "league.svg"}
+"""Files that tell of a run's course, too, and of no result that is not in another: a league's page shows its costs."""
 LEFTOVERS = (".tmp", ".part", ".partial")
 
 Picture = Mapping[str, str]
