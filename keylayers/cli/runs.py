@@ -25,6 +25,7 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     _check_settled(options["stop_early"], options["settled"])
     note(f"scoring {options['model']} with {', '.join(names)}")
     quiet_libraries()
+    from keylayers.data.sources import source_files
     from keylayers.recipes.inputs import Inputs, tuned_place
     from keylayers.recipes.score import score
     from keylayers.recipes.score_request import ScoreRequest, checked
@@ -56,7 +57,7 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     checked(request)  # before files are digested and a folder is made
     folder, file = _score_place(options["out"], options["model"], options["data"])
     tuned = None if options["tuned"] is None else tuned_place(options["tuned"])
-    given = Given((options["model"], options["weights"], tuned, options["sibling"]), _files_of(options["data"]))
+    given = Given((options["model"], options["weights"], tuned, options["sibling"]), source_files(options["data"]))
     with open_run(folder, "score", request, given=given, fresh=options["fresh"]) as run:
         results = score(request, run)
     if (decided := settling_of(folder)) is not None:
@@ -200,13 +201,6 @@ def _show_scores(scores: Any) -> None:
         say(f"the scores sum to {total:.4f}; the loss really fell by {drop:.4f} nats per token")
     for caveat in ranking_caveats(scores):
         say(worded(caveat))
-
-
-def _files_of(data: str | None) -> Any:
-    """The files that the data is read from; none where criteria look at no data."""
-    from keylayers.data.sources import source_files
-
-    return () if data is None else source_files(data)
 
 
 def _score_place(out: Path | None, *named: str | None) -> tuple[Path, Path | None]:
