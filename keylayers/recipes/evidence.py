@@ -35,6 +35,8 @@ from keylayers.training.stage_one import ADAPTER, learn_deltas
 from keylayers.training.states import forget
 
 STAGE_ONE = "stage1"
+OF_STAGE_ONE = "LoRA of stage 1"
+"""What scores say they are scores of: the same for deltas just learnt and for those that a resumed run reads back."""
 
 
 Fitting = Callable[[Sequence[Layer], int], None]
@@ -147,7 +149,7 @@ def deltas_for(
         check_seal(
             stored / ADAPTER, "start over with `fresh`", f"delete {str(part)!r} to have stage 1 alone trained again"
         )
-        return deltas_of(loaded.model, stored / ADAPTER, layers)
+        return replace(deltas_of(loaded.model, stored / ADAPTER, layers), source=OF_STAGE_ONE)
     assert data is not None
     linear = adaptable(loaded.model, named_layers(loaded.model, "linear"))
     adapted = reached(loaded.model, linear, batches(data.train, RECORDS, shuffle=False))
@@ -185,7 +187,7 @@ def deltas_for(
     run.part(STAGE_ONE, lambda: {**kept, "padding": log.padding})
     note(f"stage 1: {log.padding:.2f} tokens computed for each real one")
     forget(stored)
-    return deltas
+    return replace(deltas, source=OF_STAGE_ONE)
 
 
 def _require_overlap(adapted: tuple[Layer, ...], layers: tuple[Layer, ...], granularity: str) -> None:
