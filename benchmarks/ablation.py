@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from keylayers.criteria.ablation import ablation
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.layers.intervene import skipped
 from keylayers.layers.naming import named_layers
 from keylayers.measures.objective import language_loss

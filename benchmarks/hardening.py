@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.interleaved import cpu_ratios, cpu_seconds
-from keylayers.actions.harden import HardenSettings, harden
-from keylayers.actions.proof import fingerprints
-from keylayers.criteria.criterion import Evidence
+from keylayers.actions.fingerprinting import fingerprints
+from keylayers.actions.hardening import HardenSettings, harden
 from keylayers.criteria.feature_fragility import FeatureFragility, feature_fragility
+from keylayers.criteria.protocol import Evidence
 from keylayers.data.images import DIGITS, load_images
 from keylayers.layers.naming import named_layers
 from keylayers.measures.attacks import Pgd, loss_on

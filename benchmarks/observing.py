@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from benchmarks.interleaved import cpu_ratios, cpu_seconds
 from keylayers import criteria
-from keylayers.criteria.criterion import Evidence
-from keylayers.criteria.observing import ObservingCriterion, observe_together
-from keylayers.layers.capture import capture
+from keylayers.criteria.protocol import Evidence
+from keylayers.criteria.support.observers import ObservingCriterion, observe_together
+from keylayers.layers.capturing import capture
 from keylayers.layers.naming import named_layers
 from keylayers.measures.objective import language_loss
 

@@ -20,17 +20,17 @@ from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from keylayers import criteria
-from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.delta_norm import DeltaNorm
 from keylayers.criteria.learned_mask import LearnedMask
 from keylayers.criteria.path_integral import PathIntegral
+from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput
 from keylayers.layers.deltas import Deltas, held_delta
 from keylayers.layers.gating import frozen
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
-from keylayers.layers.placing import placing
 from keylayers.layers.structure import parameters_of
+from keylayers.layers.tensor_swap import placing
 from keylayers.measures.objective import Batch, Loss, language_loss
 
 ARMS: dict[str, tuple[str, Any]] = {
@@ -313,8 +313,8 @@ def real_batches(
     name: str, loaded: Any, size: int, count: int
 ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
     """Training and calibration batches of a data set as the command line names it, cut at 128 tokens."""
-    from keylayers.data.batches import batches
-    from keylayers.recipes.inputs import Inputs, prepare_data
+    from keylayers.data.batching import batches
+    from keylayers.inputs.text import Inputs, prepare_data
 
     inputs = Inputs(loaded.source, name, max_length=128, records=1000, held_out=size * count)
     parts = prepare_data(inputs, loaded)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.interleaved import cpu_ratios, cpu_seconds
-from keylayers.actions.screen import Screen, ScreenSettings
-from keylayers.actions.screen_fit import fit_screen
+from keylayers.actions.screen_fitting import fit_screen
+from keylayers.actions.screening import Screen, ScreenSettings
 from keylayers.layers.naming import named_layers
 from keylayers.measures.features import features_of
 from keylayers.models.cifar import resnet20

@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from keylayers.layers.layer import Layer
-from keylayers.layers.matrices import matrices
 from keylayers.layers.tensors import tensors_on_disk
+from keylayers.layers.weight_matrices import matrices
 from keylayers.maths.spectrum import roots_of_gram, upper_gram
 from keylayers.training.memory import peak_bytes, reset_peak
 

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.interleaved import cpu_ratios, cpu_seconds
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.skip_suppression import STEPS, SkipSuppression, skip_suppression
 from keylayers.layers.naming import named_layers
-from keylayers.layers.placing import frozen
 from keylayers.layers.skips import scaled_skips
+from keylayers.layers.tensor_swap import frozen
 from keylayers.measures.backdoor import misses
 
 WIDTHS, DEPTHS, SIZE, IMAGES = (32, 64, 128, 256), (2, 2, 2, 2), 64, 50

@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -21,6 +22,9 @@ os.environ.update(
 import numpy as np
 import pytest
 from hypothesis import Phase, settings
+
+if TYPE_CHECKING:
+    from tests.small_world import World
 
 # A background job inherits SIGINT ignored, and so would the processes that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -71,3 +75,11 @@ def same_random_numbers() -> Iterator[None]:
         torch.set_num_threads(1)
         torch.manual_seed(0)
     yield
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
+    """A tiny language model and data for it on disk."""
+    from tests.small_world import make
+
+    return make(tmp_path_factory.mktemp("world"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from keylayers.criteria import CRITERIA
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.layers import named_layers
 from tests import tiny_models
 

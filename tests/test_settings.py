@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 
 from keylayers import criteria
-from keylayers.actions.cleanse import Cleanse
-from keylayers.actions.harden import HardenSettings
-from keylayers.actions.rift import RiftSettings
-from keylayers.actions.screen import ScreenSettings
-from keylayers.actions.tune import TuneSettings
-from keylayers.criteria.criterion import CriterionSettings
+from keylayers.actions.cleansing import Cleanse
+from keylayers.actions.finetuning import TuneSettings
+from keylayers.actions.hardening import HardenSettings
+from keylayers.actions.robust_finetuning import RiftSettings
+from keylayers.actions.screening import ScreenSettings
+from keylayers.criteria.protocol import CriterionSettings
 from keylayers.errors import BadInput, KeylayersError, UnknownName
 from keylayers.exports.target import ExportSettings
 from keylayers.maths.attacks import Ball
 from keylayers.measures.attacks import Pgd
+from keylayers.scores.rank_convergence import Rule
 from keylayers.settings import Count, Inside, Natural, Positive, Seed, Settings, _rules
-from keylayers.studies.settling import Rule
 from keylayers.training.adapters import LoraSettings
 from keylayers.training.images import ImageTraining
-from keylayers.training.train import TrainSettings
+from keylayers.training.trainer import TrainSettings
 
 OF_CRITERIA = [criteria.get(name).settings for name in criteria.CRITERIA]
 OTHERS = [

@@ -1,32 +1,33 @@
-"""What is done to the selected layers: one idea, one file. Actions meet criteria only in a Selection.
-
-`tune`, `harden`, `rift` and `cleanse` are both files and their functions: `from keylayers.actions.tune import tune`.
-"""
+"""What is done to the selected layers: one idea, one file. Actions meet criteria only in a Selection."""
 
 import importlib
 from typing import Any
 
 _HOME = {
-    "tuning_only": "tuning",
-    "freeze": "tuning",
-    "forecast": "tuning",
-    "Forecast": "tuning",
-    "TuneSettings": "tune",
-    "Tuned": "tune",
-    "fingerprints": "proof",
-    "kept_only": "revert",
-    "write_reverted": "revert",
-    "Screen": "screen",
-    "ScreenSettings": "screen",
-    "load_screen": "screen",
-    "save_screen": "screen",
-    "fit_screen": "screen_fit",
-    "Cleanse": "cleanse",
-    "Cleansed": "cleanse",
-    "HardenSettings": "harden",
-    "Hardened": "harden",
-    "RiftSettings": "rift",
-    "Rifted": "rift",
+    "tuning_only": "freezing",
+    "freeze": "freezing",
+    "forecast": "freezing",
+    "Forecast": "freezing",
+    "tune": "finetuning",
+    "cleanse": "cleansing",
+    "harden": "hardening",
+    "rift": "robust_finetuning",
+    "TuneSettings": "finetuning",
+    "Tuned": "finetuning",
+    "fingerprints": "fingerprinting",
+    "kept_only": "reverting",
+    "write_reverted": "reverting",
+    "Screen": "screening",
+    "ScreenSettings": "screening",
+    "load_screen": "screening",
+    "save_screen": "screening",
+    "fit_screen": "screen_fitting",
+    "Cleanse": "cleansing",
+    "Cleansed": "cleansing",
+    "HardenSettings": "hardening",
+    "Hardened": "hardening",
+    "RiftSettings": "robust_finetuning",
+    "Rifted": "robust_finetuning",
 }
 
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from keylayers.errors import BadInput
 from keylayers.layers.deltas import Delta
 from keylayers.layers.layer import Layer
+from keylayers.layers.model_versions import REMAINDER, Remainder, Versions, versions
 from keylayers.layers.structure import first_names
 from keylayers.layers.tensors import TensorSource, tensors_on_disk
-from keylayers.layers.versions import REMAINDER, Remainder, Versions, versions
 from keylayers.models.adapters import deltas_of_adapter, is_adapter
 from keylayers.models.loading import load_model, load_shape
 from keylayers.models.stored import places_of

@@ -29,14 +29,15 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
     import torch
 
     torch.set_num_threads(1)  # the model is too small for two threads to share its products
-    from keylayers.recipes.inputs import Inputs
+    from keylayers.inputs.text import Inputs
+    from keylayers.recipes.comparison import COLUMNS
     from keylayers.recipes.score import score
     from keylayers.recipes.score_request import ScoreRequest
-    from keylayers.recipes.tune import COLUMNS, TuneRequest, compare_arms
+    from keylayers.recipes.tune import TuneRequest, compare_arms
     from keylayers.report.heatmap import heatmap
     from keylayers.runs import open_run, write_json
     from keylayers.scores import agreements, save
-    from keylayers.training.train import TrainSettings
+    from keylayers.training.trainer import TrainSettings
 
     scores = {}
     for style in STYLES:
@@ -91,8 +92,8 @@ def _say_style(style: str, scores) -> None:  # type: ignore[no-untyped-def]
 
 
 def _tune_settings():  # type: ignore[no-untyped-def]
-    from keylayers.actions.tune import TuneSettings
-    from keylayers.training.train import TrainSettings
+    from keylayers.actions.finetuning import TuneSettings
+    from keylayers.training.trainer import TrainSettings
 
     return TuneSettings(training=TrainSettings(steps=TUNE_STEPS, batch_size=BATCH, learning_rate=RATE))
 

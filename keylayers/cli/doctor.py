@@ -72,7 +72,7 @@ def _require_json(out: Path) -> None:
 
 def _request(settings: dict[str, Any]) -> Any:
     from keylayers.doctor.request import DoctorRequest
-    from keylayers.recipes.inputs import Inputs
+    from keylayers.inputs.text import Inputs
 
     given = {name: settings[name] for name in ("model", "weights", "dtype", "allow_pickle", "trust_remote_code")}
     if settings["data"] is not None:
@@ -83,7 +83,7 @@ def _request(settings: dict[str, Any]) -> Any:
 
 
 def _show_gates(admitted: Any) -> list[dict[str, Any]]:
-    from keylayers.doctor.examine import examine
+    from keylayers.doctor.examination import examine
 
     most = len(admitted.patient.layers)
     if most > admitted.patient.most:
@@ -114,7 +114,7 @@ def _lines(first: str, second: str, text: str, widths: tuple[int, int] = (5, 18)
 
 
 def _show_abilities(admitted: Any) -> list[dict[str, Any]]:
-    from keylayers.doctor.abilities import abilities
+    from keylayers.doctor.capabilities import abilities
     from keylayers.doctor.guard import same_random_numbers
 
     if not admitted.selections:
@@ -130,7 +130,7 @@ def _show_abilities(admitted: Any) -> list[dict[str, Any]]:
 
 def _show_costs(admitted: Any) -> dict[str, Any]:
     """Times and forecasts; what cannot be measured is said, and the gates' verdict stands."""
-    from keylayers.doctor.abilities import is_quantised
+    from keylayers.doctor.capabilities import is_quantised
     from keylayers.training.memory import free_bytes
 
     work = admitted.work

@@ -38,7 +38,7 @@ def run_export(scores: str, options: dict[str, Any]) -> None:
     quiet_libraries()
     from keylayers.exports import get
     from keylayers.exports.target import ExportSettings
-    from keylayers.layers.versions import remainder_named
+    from keylayers.layers.model_versions import remainder_named
 
     settings = ExportSettings(  # refused, if they are, before the model is looked for
         tuned=_known_elsewhere(options["tuned"] or ExportSettings.tuned),
@@ -72,9 +72,9 @@ def run_export(scores: str, options: dict[str, Any]) -> None:
 
 def _model(scores: "LayerScores", named: str | None, trust_remote_code: bool) -> tuple["nn.Module", str]:
     """The network the scores are of, without its weights, and its name."""
+    from keylayers.inputs.scores_fit import check_scores_fit
     from keylayers.models.loading import load_shape
     from keylayers.models.sources import stated_source
-    from keylayers.recipes.tune import check_scores_fit
 
     stored = str(scores.provenance.model.get("id") or "")
     source = named or stated_source(stored)
@@ -95,8 +95,8 @@ def _model(scores: "LayerScores", named: str | None, trust_remote_code: bool) ->
 
 def _check_versions(model: "nn.Module", source: str, tuned: str, trust_remote_code: bool) -> None:
     """Raises BadInput if a tuned model on this machine is no version of the base whose tensors could be exchanged."""
+    from keylayers.layers.model_versions import versions
     from keylayers.layers.tensors import tensors_in_memory
-    from keylayers.layers.versions import versions
     from keylayers.models.adapters import is_adapter
     from keylayers.models.loading import load_shape
     from keylayers.models.sources import local_folder

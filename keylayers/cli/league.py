@@ -24,9 +24,9 @@ def run_league(options: Mapping[str, Any]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_libraries()
     from keylayers.data.sources import source_files
-    from keylayers.recipes.league import play
-    from keylayers.recipes.league_tables import introduction, picture_of, plain, tables
-    from keylayers.report.standings import draw_standings
+    from keylayers.league.play import play
+    from keylayers.league.standings import draw_standings
+    from keylayers.league.tables import introduction, picture_of, plain, tables
     from keylayers.runs import Given, open_run, write_json, write_text
     from keylayers.studies.pages import page
 
@@ -66,12 +66,12 @@ def shares(text: str) -> tuple[float, ...]:
 
 
 def _league(options: Mapping[str, Any], budgets: tuple[float, ...]) -> Any:
-    from keylayers.recipes.bench import Task
-    from keylayers.recipes.inputs import Inputs
-    from keylayers.recipes.league_plan import ENTRANTS, League, entrants_of
-    from keylayers.recipes.retraining import Rates
+    from keylayers.inputs.text import Inputs
+    from keylayers.league.entrants import ENTRANTS, League, entrants_of
+    from keylayers.studies.retraining import Rates
+    from keylayers.studies.text_task import Task
     from keylayers.training.adapters import LoraSettings
-    from keylayers.training.train import TrainSettings
+    from keylayers.training.trainer import TrainSettings
 
     rates = tuple(options["lr"] or (1e-2, 3e-2))
     training = TrainSettings(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from keylayers.cli import options as o
-from keylayers.cli.reproduce import PAPERS
+from keylayers.papers.registry import PAPERS
 
 
 def demo(

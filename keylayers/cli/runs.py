@@ -26,16 +26,16 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     note(f"scoring {options['model']} with {', '.join(names)}")
     quiet_libraries()
     from keylayers.data.sources import source_files
-    from keylayers.recipes.inputs import Inputs, tuned_place
+    from keylayers.inputs.text import Inputs, tuned_place
+    from keylayers.recipes.early_stopping import StopEarly, settling_of
+    from keylayers.recipes.early_stopping_text import in_words
     from keylayers.recipes.score import score
     from keylayers.recipes.score_request import ScoreRequest, checked
-    from keylayers.recipes.settling import StopEarly, settling_of
-    from keylayers.recipes.settling_words import in_words
     from keylayers.runs import Given, open_run
     from keylayers.scores.files import save
-    from keylayers.studies.settling import Rule
+    from keylayers.scores.rank_convergence import Rule
     from keylayers.training.adapters import LoraSettings
-    from keylayers.training.train import TrainSettings
+    from keylayers.training.trainer import TrainSettings
 
     rule = Rule() if options["settled"] is None else Rule(target=options["settled"])
     request = ScoreRequest(
@@ -83,13 +83,14 @@ def run_tune(options: dict[str, Any]) -> None:
     inputs = _inputs(options)
     note(f"tuning {options['select']} of {options['model']} on {options['data']}")
     quiet_libraries()
-    from keylayers.actions.tune import TuneSettings
+    from keylayers.actions.finetuning import TuneSettings
     from keylayers.data.sources import source_files
-    from keylayers.recipes.inputs import Inputs
-    from keylayers.recipes.tune import COLUMNS, TuneRequest, compare_arms
+    from keylayers.inputs.text import Inputs
+    from keylayers.recipes.comparison import COLUMNS
+    from keylayers.recipes.tune import TuneRequest, compare_arms
     from keylayers.runs import Given, open_run, write_json
     from keylayers.training.adapters import LoraSettings
-    from keylayers.training.train import TrainSettings
+    from keylayers.training.trainer import TrainSettings
 
     rates = tuple(options["lr"] or (1e-4 if options["method"] == "full" else 3e-3,))
     request = TuneRequest(
@@ -134,12 +135,12 @@ def run_revert(base: str, tuned: str, scores: Path, out: Path, policy: str, rema
     for caveat in caveats(selection):
         note(caveat)
     quiet_libraries()
-    from keylayers.actions.revert import write_reverted
-    from keylayers.layers.versions import remainder_named
+    from keylayers.actions.reverting import write_reverted
+    from keylayers.inputs.text import tuned_place
+    from keylayers.layers.model_versions import remainder_named
     from keylayers.models.sources import local_folder
     from keylayers.models.stored import fetched
     from keylayers.models.tuned import tuned_path
-    from keylayers.recipes.inputs import tuned_place
 
     kept = remainder_named(remainder)
     first, second = local_folder(base) or fetched(base), tuned_path(tuned_place(tuned))
@@ -170,7 +171,7 @@ def _check_settled(stop_early: bool, settled: float | None) -> None:
 def _rests_on(scores: Any, has_interval: bool) -> str:
     """On how much data a ranking rests, and what its intervals are over."""
     from keylayers import criteria
-    from keylayers.criteria.evaluation import GROUPS
+    from keylayers.criteria.support.batch_groups import GROUPS
 
     looks = "data" in criteria.get(scores.criterion).needs
     entry = next((one for one in scores.provenance.data if looks and "batches" in one), None)

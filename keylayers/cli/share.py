@@ -30,7 +30,7 @@ def run_share(options: dict[str, Any]) -> None:
     quiet_libraries()
     from keylayers.cli.runs import LOADING
     from keylayers.data.sources import source_files
-    from keylayers.recipes.inputs import Inputs, tuned_place
+    from keylayers.inputs.text import Inputs, tuned_place
     from keylayers.recipes.share import ShareRequest, choose_share, settings_of
     from keylayers.report.gain import draw_gain
     from keylayers.runs import Given, open_run, write_json

@@ -90,7 +90,7 @@ def _show_leagues(files: list[Path], figures: list[Path | None]) -> None:
             "`keylayers league`, or their league.json."
         )
     quiet_libraries()
-    from keylayers.recipes.league_agreement import COLUMNS, read_gains, rows
+    from keylayers.league.agreement import COLUMNS, read_gains, rows
 
     first, second = (read_gains(file) for file in figures if file is not None)
     labels = _labels(files)
@@ -107,7 +107,7 @@ def _store_comparison(
 ) -> None:
     """The comparison as a run folder with copies of the scores, and its report."""
     from keylayers.cli.report import end_with_report
-    from keylayers.files.replacing import make_folder
+    from keylayers.files.atomic import make_folder
     from keylayers.runs import digest, note, open_run
     from keylayers.scores import save
 
@@ -127,7 +127,7 @@ def _store_comparison(
 
 
 def _figures(pair: Any) -> dict[str, Any]:
-    from keylayers.scores.agreement import NULLS
+    from keylayers.scores.rank_agreement import NULLS
 
     acted = pair.of_acted
     return {

@@ -11,7 +11,7 @@ SHOWN = 5
 
 def run_verify(places: Sequence[Path]) -> int:
     """Names every damaged file; 1 if there is one, else 0."""
-    from keylayers.runs.verify import verify
+    from keylayers.runs.verification import verify
 
     damaged = False
     for place in places:

@@ -23,8 +23,8 @@ def run_screen(options: dict[str, Any]) -> None:
         parse(options["layers"])
     alpha = share(options["alpha"], "--alpha", "the share of clean images that may be flagged, such as 5%")
     quiet_libraries()
-    from keylayers.actions.screen import ScreenSettings
-    from keylayers.recipes.screening import ScreenRequest, screen_stream
+    from keylayers.actions.screening import ScreenSettings
+    from keylayers.recipes.screen import ScreenRequest, screen_stream
     from keylayers.runs import Given, open_run, write_json
 
     threshold: Any = "conformal" if options["tau"] is None else "tau"
@@ -57,8 +57,8 @@ def run_cleanse(options: dict[str, Any]) -> None:
     if (options["attacked"] is None) != (options["attack_target"] is None):
         raise BadInput("--attacked and --attack-target go together: images with a trigger, and what it should bring.")
     quiet_libraries()
-    from keylayers.actions.cleanse import Cleanse
-    from keylayers.recipes.cleansing import CleanseRequest, cleanse_network
+    from keylayers.actions.cleansing import Cleanse
+    from keylayers.recipes.cleanse import CleanseRequest, cleanse_network
     from keylayers.runs import Given, open_run, write_json
     from keylayers.training.images import ImageTraining
 
@@ -109,10 +109,10 @@ def run_harden(options: dict[str, Any]) -> None:
     if options["reselect"] < 0:
         raise BadInput(f"--reselect {options['reselect']}: expected epochs, or 0 for never.")
     quiet_libraries()
-    from keylayers.actions.harden import HardenSettings
+    from keylayers.actions.hardening import HardenSettings
     from keylayers.maths.attacks import Ball
     from keylayers.measures.attacks import Pgd
-    from keylayers.recipes.hardening import HardenRequest, harden_network
+    from keylayers.recipes.harden import HardenRequest, harden_network
     from keylayers.runs import Given, open_run, write_json
     from keylayers.training.images import ImageTraining
 
@@ -190,6 +190,6 @@ def _network(options: dict[str, Any]) -> tuple[str | Path | None, ...]:
 
 
 def _inputs(options: dict[str, Any], key: str) -> Any:
-    from keylayers.recipes.image_inputs import ImageInputs
+    from keylayers.inputs.images import ImageInputs
 
     return ImageInputs(options["model"], options[key], options["weights"], options["seed"])

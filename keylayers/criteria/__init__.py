@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from keylayers.errors import UnknownName
 
 if TYPE_CHECKING:
-    from keylayers.criteria.criterion import Criterion
+    from keylayers.criteria.protocol import Criterion
 
 CRITERIA = {
     "learned_mask": "gates learned on the change of each layer, everything else frozen (ILA)",

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.evaluation import per_token
-from keylayers.criteria.removing import Replace, costs_without
-from keylayers.criteria.windows import enough_layers, shares_above, windows
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.batch_groups import per_token
+from keylayers.criteria.support.cost import Work
+from keylayers.criteria.support.removing import Replace, costs_without
+from keylayers.criteria.support.spans import enough_layers, shares_above, windows
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 from keylayers.settings import Count, Seed

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.evaluation import per_token
-from keylayers.criteria.one_at_a_time import losses_one_at_a_time
-from keylayers.criteria.work import one_at_a_time
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.batch_groups import per_token
+from keylayers.criteria.support.cost import one_at_a_time
+from keylayers.criteria.support.one_at_a_time import losses_one_at_a_time
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 

@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from keylayers.criteria.block_influence import same_shape, unit
-from keylayers.criteria.criterion import CriterionSettings, Evidence
-from keylayers.criteria.observing import Blocks, Means, Observed, observing
-from keylayers.criteria.seen import Position, Seen
+from keylayers.criteria.protocol import CriterionSettings, Evidence
+from keylayers.criteria.support.hidden_states import Position, Seen
+from keylayers.criteria.support.observers import Blocks, Means, Observed, observing
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.settings import Count

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import Work
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.capture import capture
+from keylayers.layers.capturing import capture
 from keylayers.layers.layer import Layer
-from keylayers.layers.placing import frozen
+from keylayers.layers.tensor_swap import frozen
 from keylayers.maths.centroids import ClassSums
 from keylayers.measures.features import (
     Position,

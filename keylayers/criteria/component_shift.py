@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence
-from keylayers.criteria.observing import Blocks, Observed, observing
-from keylayers.criteria.pooled import Rows, jackknife_bounds, mean_over
-from keylayers.criteria.seen import Position, Seen
-from keylayers.criteria.windows import Odd, check_odd
+from keylayers.criteria.protocol import CriterionSettings, Evidence
+from keylayers.criteria.support.hidden_states import Position, Seen
+from keylayers.criteria.support.observers import Blocks, Observed, observing
+from keylayers.criteria.support.pooled import Rows, jackknife_bounds, mean_over
+from keylayers.criteria.support.spans import Odd, check_odd
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.maths.cka import centred, grams

@@ -7,9 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.spectra import mean_over_matrices
-from keylayers.criteria.work import nothing
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import nothing
+from keylayers.criteria.support.spectra import mean_over_matrices
 from keylayers.layers.layer import Layer
 from keylayers.maths.spectrum import FLOOR
 from keylayers.scores.scores import LayerScores

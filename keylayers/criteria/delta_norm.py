@@ -7,8 +7,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.work import nothing
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import nothing
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import parameters_of

@@ -10,13 +10,13 @@ from annotated_types import Ge, Gt, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.evaluation import groups_of
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.batch_groups import groups_of
+from keylayers.criteria.support.cost import Work
 from keylayers.errors import BadInput
-from keylayers.layers.capture import Captured, capture
+from keylayers.layers.capturing import Captured, capture
 from keylayers.layers.layer import Layer
-from keylayers.layers.placing import frozen
+from keylayers.layers.tensor_swap import frozen
 from keylayers.maths.attacks import Ball
 from keylayers.measures.attacks import Pgd, image_key
 from keylayers.measures.objective import Batch, finite, model_device

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.evaluation import groups_of
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.batch_groups import groups_of
+from keylayers.criteria.support.cost import Work
 from keylayers.errors import BadInput
+from keylayers.layers.adapter_undo import restored
 from keylayers.layers.layer import Layer
-from keylayers.layers.restoring import restored
 from keylayers.measures.objective import finite, supervised
 from keylayers.scores.scores import LayerScores
 from keylayers.settings import Count, Seed

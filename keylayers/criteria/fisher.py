@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.evaluation import per_token
-from keylayers.criteria.gradients import check_gradients
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.batch_groups import per_token
+from keylayers.criteria.support.cost import Work
+from keylayers.criteria.support.gradients import check_gradients
 from keylayers.layers.example_gradients import squared_gradients, thin_modules
 from keylayers.layers.layer import Layer
-from keylayers.layers.placing import frozen
+from keylayers.layers.tensor_swap import frozen
 from keylayers.layers.weight_gradients import streamed_gradients
 from keylayers.measures.objective import Batch, finite, supervised
 from keylayers.scores.scores import LayerScores

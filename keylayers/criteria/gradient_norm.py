@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.gradients import Estimate, enough_batches, gradient_norms
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import Work
+from keylayers.criteria.support.gradients import Estimate, enough_batches, gradient_norms
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 

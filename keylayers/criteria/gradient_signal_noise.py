@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.gradients import check_gradients, run_batches
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import Work
+from keylayers.criteria.support.gradients import check_gradients, run_batches
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import Work
 from keylayers.errors import BadInput, Diverged
 from keylayers.layers.gating import frozen, gated
 from keylayers.layers.layer import Layer

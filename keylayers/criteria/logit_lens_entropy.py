@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence
-from keylayers.criteria.observing import Blocks, Means, Observed, observing
-from keylayers.criteria.seen import Position, Seen
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence
+from keylayers.criteria.support.cost import Work
+from keylayers.criteria.support.hidden_states import Position, Seen
+from keylayers.criteria.support.observers import Blocks, Means, Observed, observing
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
 from keylayers.layers.readout import Readout, readout_of

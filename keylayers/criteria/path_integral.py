@@ -9,9 +9,9 @@ import torch
 from annotated_types import Ge, Le
 from jaxtyping import Float
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.evaluation import per_token
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.batch_groups import per_token
+from keylayers.criteria.support.cost import Work
 from keylayers.layers.gating import frozen, gate_gradients, gated
 from keylayers.layers.layer import Layer
 from keylayers.measures.objective import Batch, finite

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.work import nothing
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import nothing
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 from keylayers.settings import Seed

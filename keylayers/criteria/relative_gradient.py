@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.gradients import Estimate, enough_batches, gradient_norms
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import Work
+from keylayers.criteria.support.gradients import Estimate, enough_batches, gradient_norms
 from keylayers.layers.layer import Layer
 from keylayers.layers.weight_gradients import weight_norms
 from keylayers.scores.scores import LayerScores

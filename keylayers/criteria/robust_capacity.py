@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.evaluation import per_token
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.batch_groups import per_token
+from keylayers.criteria.support.cost import Work
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
-from keylayers.layers.placing import frozen, swapped
 from keylayers.layers.structure import parameters_of
+from keylayers.layers.tensor_swap import frozen, swapped
 from keylayers.maths.attacks import Ball
 from keylayers.measures.attacks import Pgd, image_key
 from keylayers.measures.objective import Batch, finite, model_device

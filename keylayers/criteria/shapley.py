@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.removing import removed
-from keylayers.criteria.windows import shares_above
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import Work
+from keylayers.criteria.support.removing import removed
+from keylayers.criteria.support.spans import shares_above
 from keylayers.layers.ablating import ablated
 from keylayers.layers.layer import Layer
-from keylayers.layers.placing import frozen
 from keylayers.layers.prefix import BlockOutputs, block_outputs
+from keylayers.layers.tensor_swap import frozen
 from keylayers.measures.measure import Measure
 from keylayers.measures.objective import Batch, finite, supervised
 from keylayers.scores.scores import LayerScores

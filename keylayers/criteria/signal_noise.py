@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.spectra import mean_over_matrices
-from keylayers.criteria.work import nothing
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import nothing
+from keylayers.criteria.support.spectra import mean_over_matrices
 from keylayers.layers.layer import Layer
 from keylayers.maths.marchenko_pastur import noise_edge, noise_scale
 from keylayers.scores.scores import LayerScores

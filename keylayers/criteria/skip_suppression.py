@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.work import Work
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import Work
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
-from keylayers.layers.placing import frozen
 from keylayers.layers.prefix import block_outputs
 from keylayers.layers.skip_factors import SkipFactors
 from keylayers.layers.skips import example_for
 from keylayers.layers.suppressed import Suppressed
+from keylayers.layers.tensor_swap import frozen
 from keylayers.measures.backdoor import misses
 from keylayers.measures.objective import Loss, finite, supervised
 from keylayers.scores.scores import LayerScores

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence, criterion, scored
-from keylayers.criteria.spectra import mean_over_matrices
-from keylayers.criteria.work import nothing
+from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, scored
+from keylayers.criteria.support.cost import nothing
+from keylayers.criteria.support.spectra import mean_over_matrices
 from keylayers.layers.layer import Layer
 from keylayers.maths.power_law import best_power_law, hill_exponent, most_common
 from keylayers.maths.spectrum import FLOOR

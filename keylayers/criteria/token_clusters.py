@@ -7,10 +7,10 @@ import numpy as np
 from annotated_types import Ge, Le
 from jaxtyping import Float, Int
 
-from keylayers.criteria.criterion import CriterionSettings, Evidence
-from keylayers.criteria.observing import Blocks, Observed, observing
-from keylayers.criteria.seen import Seen
-from keylayers.criteria.token_sample import State, TokenSample
+from keylayers.criteria.protocol import CriterionSettings, Evidence
+from keylayers.criteria.support.hidden_states import Seen
+from keylayers.criteria.support.observers import Blocks, Observed, observing
+from keylayers.criteria.support.token_sample import State, TokenSample
 from keylayers.errors import BadInput, Diverged
 from keylayers.maths.clusters import clustered, mutual_information
 from keylayers.maths.elbow import LEAST, elbow

@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
-from keylayers.data.tokenise import IGNORED, Examples, closing
+from keylayers.data.tokenisation import IGNORED, Examples, closing
 from keylayers.errors import BadInput
 from keylayers.models.families import Family
 

@@ -20,11 +20,11 @@ from keylayers.doctor.probe import (
     projected,
     some,
 )
-from keylayers.layers.capture import first_tensor, hidden_input
+from keylayers.layers.capturing import first_tensor, hidden_input
 from keylayers.layers.intervene import replaced
 from keylayers.layers.layer import Layer
-from keylayers.layers.placing import frozen, swapped
 from keylayers.layers.structure import parameters_of, uncompiled, walk
+from keylayers.layers.tensor_swap import frozen, swapped
 
 
 @dataclass

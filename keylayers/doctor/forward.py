@@ -22,7 +22,7 @@ from keylayers.doctor.probe import (
     some,
     spread,
 )
-from keylayers.layers.capture import capture, first_tensor, hidden_input
+from keylayers.layers.capturing import capture, first_tensor, hidden_input
 from keylayers.layers.intervene import replaced, skipped
 from keylayers.layers.structure import module_named, uncompiled, walk
 

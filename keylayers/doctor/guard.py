@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from keylayers.actions.proof import fingerprints
-from keylayers.actions.tune import is_quantised
+from keylayers.actions.finetuning import is_quantised
+from keylayers.actions.fingerprinting import fingerprints
 from keylayers.errors import BadInput
+from keylayers.layers.adapter_undo import restored
 from keylayers.layers.layer import Layer
-from keylayers.layers.restoring import restored
 from keylayers.layers.structure import unwrap
 from keylayers.training.adapters import LoraSettings, adapted_names, attach_lora
 

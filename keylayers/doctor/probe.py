@@ -9,10 +9,10 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from keylayers.actions.tune import is_quantised
+from keylayers.actions.finetuning import is_quantised
 from keylayers.errors import BadInput
 from keylayers.layers.blocks import find_blocks
-from keylayers.layers.capture import first_tensor
+from keylayers.layers.capturing import first_tensor
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.ordering import example_inputs

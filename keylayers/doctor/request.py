@@ -7,16 +7,17 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from keylayers.data.batches import collate
-from keylayers.data.tokenise import IGNORED, Examples
+from keylayers.data.batching import collate
+from keylayers.data.tokenisation import IGNORED, Examples
 from keylayers.doctor.costs import Workload, workload
 from keylayers.doctor.probe import Inputs, Patient, input_maker, layers_of
+from keylayers.inputs.scores_fit import check_scores_fit
+from keylayers.inputs.text import Inputs as Source
+from keylayers.inputs.text import prepare_data
 from keylayers.layers.layer import Layer
 from keylayers.models.loading import LoadedModel
-from keylayers.recipes.inputs import Inputs as Source
-from keylayers.recipes.inputs import prepare_data
-from keylayers.recipes.tune import check_scores_fit, choose
 from keylayers.scores import Selection, load_scores, parse, select
+from keylayers.scores.seeded_policies import choose
 from keylayers.settings import Count, Settings
 from keylayers.training.adapters import LoraSettings
 

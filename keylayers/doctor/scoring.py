@@ -17,9 +17,9 @@ from keylayers.layers.adapted import deltas_from_adapter
 from keylayers.layers.deltas import Deltas, LowRankDelta
 from keylayers.layers.gating import gated
 from keylayers.layers.layer import Layer
-from keylayers.layers.placing import frozen
 from keylayers.layers.prefix import BlockOutputs, block_outputs, resumed
 from keylayers.layers.structure import parameters_of
+from keylayers.layers.tensor_swap import frozen
 from keylayers.training.activations import kept_for_backward, seconds_of
 from keylayers.training.adapters import LoraSettings
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from keylayers.actions.tuning import forecast, selected_parameters
+from keylayers.actions.freezing import forecast, selected_parameters
 from keylayers.doctor.costs import ROOM, Workload, loss_of
 from keylayers.doctor.guard import attached
 from keylayers.doctor.probe import Inputs, Patient
 from keylayers.errors import KeylayersError
-from keylayers.layers.placing import frozen
+from keylayers.layers.tensor_swap import frozen
 from keylayers.scores.selection import Selection
 from keylayers.training.activations import adam_bytes, adam_seconds, kept_for_backward, seconds_of
 from keylayers.training.memory import free_bytes

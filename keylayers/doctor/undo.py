@@ -14,8 +14,8 @@ from keylayers.layers.deltas import Delta, Deltas, DenseDelta, LowRankDelta
 from keylayers.layers.gating import gated
 from keylayers.layers.intervene import scaled, skipped
 from keylayers.layers.layer import Layer
-from keylayers.layers.placing import frozen, swapped
 from keylayers.layers.structure import parameters_of, walk
+from keylayers.layers.tensor_swap import frozen, swapped
 from keylayers.training.adapters import LoraSettings
 
 SHARE, SHARE_IN_HALF = 0.05, 0.3

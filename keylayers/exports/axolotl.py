@@ -14,7 +14,7 @@ from torch import nn
 from keylayers.exports.loaded import require_loadable
 from keylayers.exports.lora import adapters_by_peft, lora_words, loraconfig, mapping_of, nearest_matrices, whole_number
 from keylayers.exports.target import Adapter, CannotExpress, ExportSettings, Target
-from keylayers.exports.yaml_text import yaml_text
+from keylayers.exports.yaml_format import yaml_text
 from keylayers.scores.selection import Selection
 
 FILE = "axolotl.yaml"

@@ -16,7 +16,7 @@ from torch import nn
 from keylayers.exports.loaded import require_loadable
 from keylayers.exports.lora import mapping_of, strings
 from keylayers.exports.target import CannotExpress, ExportSettings, Target
-from keylayers.exports.yaml_text import yaml_text
+from keylayers.exports.yaml_format import yaml_text
 from keylayers.layers.structure import parameters_of
 from keylayers.scores.selection import Selection
 

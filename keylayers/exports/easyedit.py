@@ -18,7 +18,7 @@ from keylayers.errors import BadInput
 from keylayers.exports.loaded import require_loadable
 from keylayers.exports.stored import require_whole, stored_parameters
 from keylayers.exports.target import CannotExpress, ExportSettings, Target
-from keylayers.exports.yaml_text import yaml_text
+from keylayers.exports.yaml_format import yaml_text
 from keylayers.layers.blocks import find_blocks
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers

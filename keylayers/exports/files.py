@@ -5,7 +5,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from keylayers.errors import BadInput
-from keylayers.files.replacing import replacing
+from keylayers.files.atomic import replacing
 
 
 def write_files(folder: Path, texts: Mapping[str, str], overwrite: bool = False) -> list[Path]:

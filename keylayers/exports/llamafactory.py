@@ -23,7 +23,7 @@ from keylayers.exports.lora import (
     without,
 )
 from keylayers.exports.target import Adapter, CannotExpress, ExportSettings, Target
-from keylayers.exports.yaml_text import yaml_text
+from keylayers.exports.yaml_format import yaml_text
 from keylayers.layers.structure import unwrap
 from keylayers.scores.selection import Selection
 from keylayers.training.adapters import whole

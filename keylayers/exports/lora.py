@@ -10,9 +10,9 @@ from torch import nn
 from keylayers.errors import BadInput
 from keylayers.exports.target import Adapter, CannotExpress, ExportSettings
 from keylayers.files import reason
+from keylayers.layers.adapter_undo import restored
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
-from keylayers.layers.restoring import restored
 from keylayers.layers.structure import unwrap
 from keylayers.scores.selection import Selection
 from keylayers.training.adapters import LoraSettings, adapted_layers, adapted_names, quiet_peft, rank_patterns

@@ -20,7 +20,7 @@ from keylayers.exports.loaded import require_loadable
 from keylayers.exports.lora import mapping_of, nearest_matrices
 from keylayers.exports.stored import require_whole, stored_tensors
 from keylayers.exports.target import CannotExpress, ExportSettings, Target, scored_tensors
-from keylayers.exports.yaml_text import yaml_text
+from keylayers.exports.yaml_format import yaml_text
 from keylayers.layers.blocks import find_blocks
 from keylayers.layers.structure import parameters_of, unwrap
 from keylayers.scores.selection import Selection

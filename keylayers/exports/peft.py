@@ -16,7 +16,7 @@ from torch import nn
 from keylayers.exports.lora import adapters_by_peft, lora_words, nearest_matrices
 from keylayers.exports.target import Adapter, CannotExpress, ExportSettings, Target
 from keylayers.files import reason
-from keylayers.files.replacing import scratch_folder
+from keylayers.files.atomic import scratch_folder
 from keylayers.scores.selection import Selection
 from keylayers.training.adapters import LoraSettings, lora_config, whole
 

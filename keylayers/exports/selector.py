@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from torch import nn
 
-from keylayers.actions.tuning import Forecast, freeze
+from keylayers.actions.freezing import Forecast, freeze
 from keylayers.errors import BadInput, BadSelection, UnknownName
 from keylayers.exports.peft import to_lora_config
 from keylayers.exports.ranks import ranks_by_score

@@ -16,7 +16,7 @@ from keylayers.errors import BadSelection
 from keylayers.exports import axolotl_full
 from keylayers.exports.stored import stored_parameters
 from keylayers.exports.target import ExportSettings, Target
-from keylayers.exports.yaml_text import yaml_text
+from keylayers.exports.yaml_format import yaml_text
 from keylayers.scores.scores import shown_names
 from keylayers.scores.selection import Selection
 

@@ -12,8 +12,8 @@ from keylayers.errors import BadInput, BadSelection
 from keylayers.exports import get
 from keylayers.files import explained
 from keylayers.layers.layer import Layer
+from keylayers.layers.model_versions import REMAINDER, Remainder
 from keylayers.layers.structure import first_names, parameters_of
-from keylayers.layers.versions import REMAINDER, Remainder
 from keylayers.scores.scores import LayerScores
 from keylayers.scores.selection import Selection
 from keylayers.settings import Count, Positive, Settings

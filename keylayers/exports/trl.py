@@ -13,9 +13,9 @@ from torch import nn
 from keylayers.exports.loaded import require_loadable
 from keylayers.exports.lora import adapters_by_peft, lora_words, nearest_matrices, one_rank
 from keylayers.exports.target import Adapter, CannotExpress, ExportSettings, Target
-from keylayers.exports.yaml_text import yaml_text
+from keylayers.exports.yaml_format import yaml_text
 from keylayers.files import reason
-from keylayers.files.replacing import scratch_folder
+from keylayers.files.atomic import scratch_folder
 from keylayers.scores.selection import Selection
 from keylayers.training.adapters import whole
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from keylayers.errors import BadInput, KeylayersError
-from keylayers.files.printable import printable
+from keylayers.files.control_characters import printable
 
 LONGEST = 2_000
 """Characters of a reason; some libraries list every class they know."""

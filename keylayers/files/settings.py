@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from keylayers.errors import BadInput
+from keylayers.files.control_characters import printable
 from keylayers.files.foreign import explained
-from keylayers.files.printable import printable
 from keylayers.files.regular import check_regular
 
 

@@ -16,7 +16,7 @@ _HOME = {
     "module_named": "structure",
     "parameters_of": "structure",
     "tensors_of": "structure",
-    "capture": "capture",
+    "capture": "capturing",
     "skipped": "intervene",
     "scaled": "intervene",
     "replaced": "intervene",

@@ -17,11 +17,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from keylayers.errors import BadInput
 from keylayers.layers.blocks import find_blocks
-from keylayers.layers.capture import first_tensor, hidden_input
+from keylayers.layers.capturing import first_tensor, hidden_input
 from keylayers.layers.intervene import replaced
 from keylayers.layers.layer import Layer
-from keylayers.layers.placing import swapped
 from keylayers.layers.structure import logical_shape, modules_named, parameters_of, uncompiled, walk
+from keylayers.layers.tensor_swap import swapped
 
 Fill = Callable[[str, Tensor], Tensor]
 """(module, its contribution as computed) -> what stands in for it, of the same shape."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from keylayers.errors import BadInput
 from keylayers.layers.deltas import Delta, Deltas, DenseDelta, LowRankDelta, grouped, held_delta
 from keylayers.layers.layer import Layer
+from keylayers.layers.model_versions import alike, change_of
 from keylayers.layers.structure import Node, first_names, logical_shape, parameters_of, tensors_of, unwrap, walk
-from keylayers.layers.versions import alike, change_of
 
 VARIANTS = (
     "use_dora",

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.layer import Layer
+from keylayers.layers.model_versions import versions
 from keylayers.layers.tensors import TensorSource, tensors_in_memory
-from keylayers.layers.versions import versions
 
 
 @dataclass(frozen=True)

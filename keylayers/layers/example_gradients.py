@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from keylayers.layers.capture import first_tensor, hidden_input
+from keylayers.layers.capturing import first_tensor, hidden_input
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import Node, parameters_of, uncompiled, walk
 

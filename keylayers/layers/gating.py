@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.capture import hidden_input
+from keylayers.layers.capturing import hidden_input
 from keylayers.layers.deltas import Delta, Deltas, LowRankDelta
-from keylayers.layers.placing import frozen, placing, swapped
 from keylayers.layers.structure import tensors_of, uncompiled, walk
+from keylayers.layers.tensor_swap import frozen, placing, swapped
 
 __all__ = ["Gates", "frozen", "gate_gradients", "gated"]
 

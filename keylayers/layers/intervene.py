@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput
-from keylayers.layers.capture import first_tensor, hidden_input
+from keylayers.layers.capturing import first_tensor, hidden_input
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import modules_named, uncompiled
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from keylayers.errors import BadInput
 from keylayers.layers.blocks import find_blocks
-from keylayers.layers.capture import first_tensor, hidden_input
+from keylayers.layers.capturing import first_tensor, hidden_input
 from keylayers.layers.intervene import with_first
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import modules_named, uncompiled, walk

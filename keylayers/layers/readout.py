@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from keylayers.errors import BadInput
 from keylayers.layers.blocks import find_blocks
-from keylayers.layers.capture import first_tensor
+from keylayers.layers.capturing import first_tensor
 from keylayers.layers.structure import inner_module, module_named, uncompiled, unwrap, walk
 
 _CLOSE = 1e-3  # of the logits' spread, in fp32; what runs twice in one precision agrees far better

@@ -16,8 +16,8 @@ from keylayers.layers.blocks import find_blocks, scalars
 from keylayers.layers.intervene import replaced
 from keylayers.layers.layer import Layer
 from keylayers.layers.ordering import example_inputs, shape_pass
-from keylayers.layers.placing import frozen
 from keylayers.layers.structure import adapters_off, inner_module, module_named, parameters_of, uncompiled, unwrap, walk
+from keylayers.layers.tensor_swap import frozen
 
 GUESSED_SIZE = 64
 """Height and width of the image that is tried on a convolutional network which says nothing of its input."""

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
-from keylayers.layers.placing import swapped
 from keylayers.layers.structure import first_names, parameters_of
+from keylayers.layers.tensor_swap import swapped
 
 Take = Callable[[int, str, Tensor], None]
 """(place of the layer, parameter or slice `name[3]` of one, its gradient)."""

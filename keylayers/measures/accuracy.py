@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from keylayers.data.batches import batch_indices, collate
+from keylayers.data.batching import batch_indices, collate
 from keylayers.data.records import Record, Records
-from keylayers.data.tokenise import IGNORED, Examples, closing, padding_id, tokenise_prompts
+from keylayers.data.tokenisation import IGNORED, Examples, closing, padding_id, tokenise_prompts
 from keylayers.errors import BadInput
 from keylayers.measures.intervals import Interval, wilson_interval
 from keylayers.measures.loss import evaluating

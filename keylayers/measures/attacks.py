@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from keylayers.errors import BadInput
-from keylayers.layers.capture import capture
-from keylayers.layers.placing import frozen
+from keylayers.layers.capturing import capture
+from keylayers.layers.tensor_swap import frozen
 from keylayers.maths.attacks import Ball, Objective, Pixels, ascend, climb
 from keylayers.measures.objective import Batch, logits_of
 from keylayers.settings import Count, Natural, Positive, Seed, Settings

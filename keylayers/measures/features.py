@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from keylayers.data.tokenise import IGNORED
+from keylayers.data.tokenisation import IGNORED
 from keylayers.errors import BadInput, Diverged, UnknownName
-from keylayers.layers.capture import capture
+from keylayers.layers.capturing import capture
 from keylayers.layers.structure import inner_module, unwrap
 from keylayers.measures.objective import Batch, logits_of, model_device, on_device
 

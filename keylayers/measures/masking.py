@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from keylayers.layers.placing import frozen
+from keylayers.layers.tensor_swap import frozen
 from keylayers.maths.attacks import Ball, Pixels, ascend, gradient
 from keylayers.measures.attacks import Attack, Pgd, loss_on
 from keylayers.measures.objective import model_device

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from keylayers.data.records import Record, Records
-from keylayers.data.tokenise import IGNORED
+from keylayers.data.tokenisation import IGNORED
 from keylayers.errors import BadInput, UnknownName
 from keylayers.measures.objective import Batch, Loss, predictions
 

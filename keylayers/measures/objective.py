@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from keylayers.data.tokenise import IGNORED
+from keylayers.data.tokenisation import IGNORED
 from keylayers.errors import BadInput, Diverged
 from keylayers.layers.structure import inner_module, unwrap
 from keylayers.models.families import family_of, has_language_head

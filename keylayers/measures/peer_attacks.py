@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.placing import frozen
+from keylayers.layers.tensor_swap import frozen
 from keylayers.maths.attacks import Ball, Pixels
 from keylayers.measures.objective import logits_of
 

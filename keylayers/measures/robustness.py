@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput
-from keylayers.layers.placing import frozen
+from keylayers.layers.tensor_swap import frozen
 from keylayers.maths.attacks import Ball, Pixels
 from keylayers.measures.attacks import Attack
 from keylayers.measures.intervals import Interval, wilson_interval

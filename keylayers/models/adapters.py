@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from keylayers.errors import BadInput
 from keylayers.files import check_regular, explained
 from keylayers.layers.adapted import changes_of_adapter, check_plain, logical_shapes
+from keylayers.layers.adapter_undo import restored
 from keylayers.layers.deltas import Delta, Deltas, grouped, held_delta
 from keylayers.layers.layer import Layer
-from keylayers.layers.restoring import restored
+from keylayers.layers.model_versions import alike, change_of
 from keylayers.layers.structure import canonical_name, is_packed, tensors_of, unwrap, walk
 from keylayers.layers.tensors import refuse_pickles, unpickled
-from keylayers.layers.versions import alike, change_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _LOADED = ("lora_", ".modules_to_save.", ".trainable_tokens_delta.")

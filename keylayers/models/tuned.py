@@ -13,8 +13,8 @@ from keylayers.errors import BadInput
 from keylayers.files import check_folder, check_regular, explained
 from keylayers.layers.deltas import Deltas, deltas_from_checkpoints
 from keylayers.layers.layer import Layer
+from keylayers.layers.model_versions import comparable, versions
 from keylayers.layers.tensors import TensorSource, tensors_in_memory, tensors_on_disk
-from keylayers.layers.versions import comparable, versions
 from keylayers.models.adapters import adapters_within, deltas_of_adapter, is_adapter
 from keylayers.models.loading import load_model, load_shape
 from keylayers.models.sources import local_folder

@@ -4,13 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from keylayers.criteria.criterion import Evidence
-from keylayers.criteria.evaluation import fitting_size
-from keylayers.data.batches import Collated, batches
+from keylayers.criteria.protocol import Evidence
+from keylayers.criteria.support.batch_groups import fitting_size
+from keylayers.data.batching import Collated, batches
 from keylayers.data.images import of_images
 from keylayers.data.splits import Splits, assert_disjoint
-from keylayers.data.tokenise import IGNORED
+from keylayers.data.tokenisation import IGNORED
 from keylayers.errors import BadInput
+from keylayers.inputs.reachable import RECORDS, within_adapters, within_reach
+from keylayers.inputs.text import Prepared, prepare_data, require_unseen, trained_here, tuned_place
+from keylayers.inputs.weights_only import unloaded
 from keylayers.layers.deltas import Deltas
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
@@ -21,12 +24,9 @@ from keylayers.models import deltas_of
 from keylayers.models.families import predicts_tokens
 from keylayers.models.loading import LoadedModel
 from keylayers.models.sources import local_folder
+from keylayers.recipes.early_stopping import learn_until_settled
 from keylayers.recipes.image_evidence import image_evidence
-from keylayers.recipes.inputs import Prepared, prepare_data, require_unseen, trained_here, tuned_place
-from keylayers.recipes.reaching import RECORDS, within_adapters, within_reach
 from keylayers.recipes.score_request import ScoreRequest
-from keylayers.recipes.settling import learn_until_settled
-from keylayers.recipes.unloaded import unloaded
 from keylayers.runs import RunFolder, note, progress, versions
 from keylayers.runs.seals import check_seal
 from keylayers.scores import Provenance

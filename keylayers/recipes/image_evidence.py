@@ -2,16 +2,16 @@
 
 import hashlib
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.data.images import Images
 from keylayers.errors import BadInput
+from keylayers.inputs.images import ImageInputs, example_of
+from keylayers.inputs.networks import load_network, look_at
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.tensors import tensors_in_memory
 from keylayers.measures.objective import image_loss
 from keylayers.models.pixels import image_argument
-from keylayers.recipes.image_inputs import ImageInputs, example_of
-from keylayers.recipes.image_networks import load_network, look_at
 from keylayers.recipes.score_request import ScoreRequest
 from keylayers.runs import RunFolder, note, versions
 from keylayers.scores import Provenance

@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from keylayers.criteria.criterion import Criterion, Evidence
-from keylayers.criteria.observing import ObservingCriterion, observe_together
+from keylayers.criteria.protocol import Criterion, Evidence
+from keylayers.criteria.support.observers import ObservingCriterion, observe_together
 from keylayers.errors import BadInput, KeylayersError
 from keylayers.layers.layer import Layer
+from keylayers.recipes.early_stopping import settling_of
+from keylayers.recipes.early_stopping_text import as_provenance
 from keylayers.recipes.evidence import gathered
 from keylayers.recipes.score_request import ScoreRequest, checked
-from keylayers.recipes.settling import settling_of
-from keylayers.recipes.settling_words import as_provenance
 from keylayers.runs import RunFolder, progress
 from keylayers.scores import LayerScores
 from keylayers.scores.files import load, save

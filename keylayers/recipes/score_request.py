@@ -5,16 +5,16 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from keylayers import criteria
-from keylayers.criteria.criterion import Criterion
+from keylayers.criteria.protocol import Criterion
 from keylayers.data.images import of_images
 from keylayers.errors import BadInput, UnknownName
+from keylayers.inputs.text import Inputs
 from keylayers.layers.naming import GRANULARITIES
 from keylayers.measures.measure import MEASURES
-from keylayers.recipes.inputs import Inputs
-from keylayers.recipes.settling import StopEarly
+from keylayers.recipes.early_stopping import StopEarly
 from keylayers.settings import Count, Settings
 from keylayers.training.adapters import LoraSettings
-from keylayers.training.train import TrainSettings
+from keylayers.training.trainer import TrainSettings
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,18 @@ from torch import Tensor, nn
 
 from keylayers.axes import LayerMask
 from keylayers.data.splits import assert_disjoint
-from keylayers.data.tokenise import Examples
+from keylayers.data.tokenisation import Examples
+from keylayers.inputs.reachable import scores_within_reach
+from keylayers.inputs.scores_fit import check_scores_fit
+from keylayers.inputs.text import Inputs, prepare_data, require_unseen, tuned_place
 from keylayers.layers.gating import gated
+from keylayers.measures.gain_curve import GainCurve, between, clear_gain, gain_curve, grid
 from keylayers.measures.loss import ExampleLosses, example_losses
 from keylayers.models import deltas_of
-from keylayers.recipes.inputs import Inputs, prepare_data, require_unseen, tuned_place
-from keylayers.recipes.reaching import scores_within_reach
-from keylayers.recipes.tune import check_scores_fit
 from keylayers.runs import RunFolder, note, progress, read_run
 from keylayers.scores import LayerScores, select
-from keylayers.scores.random_draws import draw_kinds
+from keylayers.scores.random_draws import DRAWS, draw_kinds
 from keylayers.settings import Count, Inside, Natural, Seed, Settings
-from keylayers.studies.arms import DRAWS
-from keylayers.studies.share import GainCurve, between, clear_gain, gain_curve, grid
 
 TRAINING = 16  # training records read: none is used, but preparing data wants some
 

@@ -8,30 +8,28 @@ from typing import Any
 
 from torch import nn
 
-from keylayers.actions.tune import TuneSettings, check_method, tune
-from keylayers.actions.tuning import selected_parameters
+from keylayers.actions.finetuning import TuneSettings, check_method, tune
+from keylayers.actions.freezing import selected_parameters
 from keylayers.data import Splits
-from keylayers.errors import BadScores, Diverged
-from keylayers.files.replacing import remove, writing
-from keylayers.layers.blocks import scalars
+from keylayers.errors import Diverged
+from keylayers.files.atomic import remove, writing
+from keylayers.inputs.reachable import scores_within_reach, within_adapters, within_reach
+from keylayers.inputs.scores_fit import check_scores_fit
+from keylayers.inputs.text import Inputs, Prepared, prepare_data, require_unseen
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
-from keylayers.layers.structure import logical_shape, parameters_of
 from keylayers.measures.blow_ups import best_rate, blown_up
 from keylayers.measures.loss import example_losses
 from keylayers.models.loading import LoadedModel
-from keylayers.recipes.comparison import COLUMNS, Arm, Comparison, with_interval
-from keylayers.recipes.inputs import Inputs, Prepared, prepare_data, require_unseen
-from keylayers.recipes.reaching import scores_within_reach, within_adapters, within_reach
+from keylayers.recipes.comparison import Arm, Comparison, with_interval
 from keylayers.runs import RunFolder, digest, note, progress
 from keylayers.runs.seals import sealed_folder
-from keylayers.scores import LayerScores, Selection, select
+from keylayers.scores import LayerScores, Selection
 from keylayers.scores.caveats import caveats
+from keylayers.scores.seeded_policies import choose
 from keylayers.settings import Count, Positive, Settings
 from keylayers.training.adapters import lora_config, save_adapter
 from keylayers.training.states import forget
-
-__all__ = ["COLUMNS", "Arm", "Comparison", "TuneRequest", "check_scores_fit", "choose", "compare_arms"]
 
 
 @dataclass(frozen=True)
@@ -144,45 +142,6 @@ def _checked(request: TuneRequest, scores: LayerScores | None, model: LoadedMode
     for policy in request.policies:
         _check(request, model.model, choose(scores, layers, policy, seed=0))
     return prepare_data(request.inputs, model, splits)
-
-
-def choose(scores: LayerScores | None, layers: Sequence[Layer], policy: str, seed: int) -> Selection:
-    """The selection a policy makes; a random policy without a seed of its own takes the training seed's."""
-    words = policy.split(":")
-    if "random" in words and not any(word.startswith("seed=") for word in words):
-        policy = f"{policy}:seed={seed}"
-    return select(scores if scores is not None else layers, policy, allow_total=words == ["all"])
-
-
-def check_scores_fit(scores: LayerScores, model: nn.Module, source: str) -> None:
-    """Raises BadScores, saying what differs, unless every scored layer is in the model with the scored size."""
-    present = parameters_of(model)
-
-    def size(layer: Layer) -> int:
-        wholes = [(present[name.partition("[")[0]], "[" in name) for name in layer.parameters]
-        return sum(scalars(value) // (logical_shape(value)[0] if sliced else 1) for value, sliced in wholes)
-
-    def is_there(layer: Layer) -> bool:
-        return all(name.partition("[")[0] in present for name in layer.parameters)
-
-    missing = [layer.name for layer in scores.layers if not is_there(layer)]
-    resized = [layer for layer in scores.layers if layer.name not in missing and size(layer) != layer.size]
-    scored = scores.provenance.model
-    if missing or resized:
-        parts = []
-        if missing:
-            shown = ", ".join(missing[:3])
-            parts.append(f"{len(missing)} of the {len(scores.layers)} scored layers are not in it ({shown})")
-        if resized:
-            one = resized[0]
-            parts.append(f"{len(resized)} have another size ({one.name}: {one.size:,} when scored, {size(one):,} here)")
-        raise BadScores(
-            f"the scores are of {scored.get('id', 'another model')!r} ({scored.get('architecture', 'unknown')}), and "
-            f"the model {source!r} ({type(model).__name__}) differs: {'; '.join(parts)}. Score this model, or name the "
-            "one that was scored as `model`."
-        )
-    if scored.get("id") not in (None, source):
-        note(f"the scores are of {scored['id']}; the model is {source}, which has the same layers")
 
 
 def _check(request: TuneRequest, model: nn.Module, selection: Selection) -> None:

@@ -19,7 +19,7 @@ from keylayers.report.words import (
     with_half_width,
 )
 from keylayers.scores import Agreement, LayerScores
-from keylayers.scores.agreement import p_text
+from keylayers.scores.rank_agreement import p_text
 
 
 def answer(collected: Collected, choice: Choice | None, pairs: tuple[Agreement, ...]) -> Answer:

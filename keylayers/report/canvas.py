@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from keylayers.files.replacing import replacing
+from keylayers.files.atomic import replacing
 
 MARK, FRAME = "#00458f", "#d0401c"
 STYLE: dict[Any, Any] = {

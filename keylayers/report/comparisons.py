@@ -12,7 +12,7 @@ from keylayers.report.collect import CUT, Collected, Ranking
 from keylayers.report.shapes import Scale, scale
 from keylayers.report.words import MINUS, and_list, number, plural, policy_words, share, whole, with_half_width
 from keylayers.scores import AgreementTable, agreements
-from keylayers.scores.agreement import NULLS, Acted, p_text
+from keylayers.scores.rank_agreement import NULLS, Acted, p_text
 
 
 @dataclass(frozen=True)

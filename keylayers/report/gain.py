@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from keylayers.measures.gain_curve import GainCurve
 from keylayers.report.canvas import FRAME, MARK, picture, saved
-from keylayers.studies.share import GainCurve
 
 
 def draw_gain(curve: GainCurve, chosen: int | None, within: float, folder: Path) -> tuple[Path, ...]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from keylayers.errors import BadInput
-from keylayers.files.replacing import replacing
+from keylayers.files.atomic import replacing
 from keylayers.report.words import printable
 from keylayers.scores.scores import LayerScores
 

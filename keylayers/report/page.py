@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keylayers.files.checked import write_text
 from keylayers.report import words
 from keylayers.report.answers import answer
 from keylayers.report.arms import Curve
@@ -15,7 +16,6 @@ from keylayers.report.limits import limits
 from keylayers.report.rankings import kind_rows, ranking_views, why
 from keylayers.report.shapes import Chart, charts
 from keylayers.runs import note
-from keylayers.runs.atomic import write_text
 
 if TYPE_CHECKING:
     from jinja2 import Environment

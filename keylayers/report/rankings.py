@@ -8,7 +8,7 @@ from keylayers.report.collect import CUT, Collected, Ranking
 from keylayers.report.shapes import Map, Scale, heat, scale
 from keylayers.report.words import figures, number, plural, policy_words, spans, whole
 from keylayers.scores import LayerScores
-from keylayers.scores.agreement import top_count
+from keylayers.scores.rank_agreement import top_count
 from keylayers.scores.tiers import Tier, tiers
 
 MOST_CELLS, MOST_ROWS, MOST_ROWS_EACH = 6000, 1600, 400

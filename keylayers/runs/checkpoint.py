@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keylayers.errors import BadInput
-from keylayers.runs.atomic import read_tensors, write_tensors
+from keylayers.files.checked import read_tensors, write_tensors
 from keylayers.runs.progress import note
 
 if TYPE_CHECKING:

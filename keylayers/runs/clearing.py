@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from keylayers.errors import BadInput
-from keylayers.files.replacing import remove
+from keylayers.files.atomic import remove
 from keylayers.runs.seals import SEAL, is_sealed, sealed_files
 
 FORMAT = "keylayers/run/"

@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keylayers.errors import BadInput
+from keylayers.files.atomic import remove_leftovers
+from keylayers.files.canonical import plain
+from keylayers.files.checked import read_json, read_tensors, write_json, write_tensors
 from keylayers.files.digests import Content
-from keylayers.files.replacing import remove_leftovers
-from keylayers.runs.atomic import read_json, read_tensors, write_json, write_tensors
 from keylayers.runs.checkpoint import Checkpoint
 from keylayers.runs.clearing import RECORD, clear, is_run, results
 from keylayers.runs.given import Given
 from keylayers.runs.lock import locked
 from keylayers.runs.log import append_event, read_log
 from keylayers.runs.progress import note
-from keylayers.runs.provenance import git_commit, machine, plain, versions
+from keylayers.runs.provenance import git_commit, machine, versions
 from keylayers.runs.signals import termination_interrupts
 
 if TYPE_CHECKING:

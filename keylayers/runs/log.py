@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from keylayers.errors import BadInput
+from keylayers.files.canonical import plain
 from keylayers.files.digests import json_sha256
-from keylayers.runs.provenance import plain
 
 SUM, DIGITS = "sha256", 16
 """Last key of a line, and how many digits of the sha256 of the others it holds: enough to see damage."""

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from keylayers.errors import BadInput
+from keylayers.files.atomic import replacing_folder
+from keylayers.files.checked import read_json, write_json
 from keylayers.files.digests import file_sha256
-from keylayers.files.replacing import replacing_folder
-from keylayers.runs.atomic import read_json, write_json
 
 SEAL = "seal.json"
 FORMAT = "keylayers/seal/1"

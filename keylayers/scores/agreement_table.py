@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from keylayers.errors import BadScores, UnknownName
 from keylayers.maths.stability import SetStability, holm, set_stability
-from keylayers.scores.agreement import (
+from keylayers.scores.rank_agreement import (
     NULLS,
     Acted,
     Agreement,

@@ -5,16 +5,8 @@ import os
 import numpy as np
 
 from keylayers.errors import BadScores, KeylayersError
-from keylayers.scores.json_files import (
-    LAYER_FIELDS,
-    SEAL,
-    Record,
-    layer_fields,
-    read_json,
-    read_layer,
-    sealed_text,
-    write_atomically,
-)
+from keylayers.files.strict_json import SEAL, Record, read_json, sealed_text, write_atomically
+from keylayers.scores.layer_json import LAYER_FIELDS, layer_fields, read_layer
 from keylayers.scores.provenance import Provenance
 from keylayers.scores.scores import LayerScores, shown_names
 

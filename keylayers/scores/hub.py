@@ -11,9 +11,9 @@ from typing import Any
 
 from keylayers.errors import BadInput
 from keylayers.files import reason
+from keylayers.files.strict_json import write_atomically
 from keylayers.scores.card import HUB_ID, is_our_card, model_card
 from keylayers.scores.files import FORMAT, load, save
-from keylayers.scores.json_files import write_atomically
 from keylayers.scores.scores import LayerScores
 
 FILE = "layer_scores.json"

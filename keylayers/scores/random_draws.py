@@ -10,6 +10,8 @@ from keylayers.axes import LayerMask
 TOLERANCE = 0.02  # of the reference's parameters
 RESTARTS = 32
 EXHAUSTIVE = 16  # layers up to which every subset can be tried
+DRAWS = 5
+"""Random sets per control at least."""
 
 
 def draw_count(n: int, count: int, seed: int) -> LayerMask:

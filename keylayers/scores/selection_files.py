@@ -5,15 +5,8 @@ import os
 import numpy as np
 
 from keylayers.errors import BadSelection, KeylayersError
-from keylayers.scores.json_files import (
-    LAYER_FIELDS,
-    SEAL,
-    layer_fields,
-    read_json,
-    read_layer,
-    sealed_text,
-    write_atomically,
-)
+from keylayers.files.strict_json import SEAL, read_json, sealed_text, write_atomically
+from keylayers.scores.layer_json import LAYER_FIELDS, layer_fields, read_layer
 from keylayers.scores.selection import Selection
 
 FORMAT = "keylayers/selection/1"

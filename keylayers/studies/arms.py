@@ -11,11 +11,8 @@ from keylayers.layers.layer import Layer
 from keylayers.scores import LayerScores, Selection, select
 from keylayers.scores.groups import averaged
 from keylayers.scores.policy_text import SIZES
-from keylayers.scores.random_draws import draw_kinds, draw_params
+from keylayers.scores.random_draws import DRAWS, draw_kinds, draw_params
 from keylayers.scores.spreading import ties_shuffled
-
-DRAWS = 5
-"""Random sets per control at least."""
 
 
 @dataclass(frozen=True)

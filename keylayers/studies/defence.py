@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from keylayers.actions.proof import fingerprints
+from keylayers.actions.fingerprinting import fingerprints
 from keylayers.data.images import ImageParts, Images
 from keylayers.errors import BadInput
 from keylayers.maths.triggers import Trigger

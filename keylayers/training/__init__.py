@@ -1,6 +1,6 @@
 """Thin shells over transformers.Trainer and peft: one training run, LoRA on exactly the asked layers, stage 1 of ILA.
 
-`train` is both a file and its function, so it is imported as `from keylayers.training.train import train`.
+`train` is both a file and its function, so it is imported as `from keylayers.training.trainer import train`.
 """
 
 import importlib
@@ -9,9 +9,9 @@ _HOME = {
     "LoraSettings": "adapters",
     "attach_lora": "adapters",
     "lora_config": "adapters",
-    "TrainLog": "train",
-    "TrainSettings": "train",
-    "hold_statistics": "train",
+    "TrainLog": "trainer",
+    "TrainSettings": "trainer",
+    "hold_statistics": "trainer",
     "learn_deltas": "stage_one",
 }
 

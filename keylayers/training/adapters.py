@@ -13,8 +13,8 @@ from torch import nn
 
 from keylayers.errors import BadInput, BadSelection
 from keylayers.files import reason
+from keylayers.layers.adapter_undo import restored
 from keylayers.layers.layer import Layer
-from keylayers.layers.restoring import restored
 from keylayers.layers.structure import walk
 from keylayers.settings import Count, Positive, Settings
 from keylayers.training.lora_names import LoraNames, lora_names

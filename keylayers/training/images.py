@@ -15,7 +15,7 @@ from keylayers.errors import BadInput, Diverged
 from keylayers.measures.objective import logits_of, model_device
 from keylayers.settings import Count, Natural, NotNegative, Positive, Seed, Settings
 from keylayers.training.image_states import Keeps, keep_state, take_up
-from keylayers.training.train import hold_statistics
+from keylayers.training.trainer import hold_statistics
 
 Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(model in training mode, images, labels) -> mean loss."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from keylayers.errors import BadInput
-from keylayers.layers.placing import frozen
+from keylayers.layers.tensor_swap import frozen
 from keylayers.maths.triggers import Pixels
 from keylayers.measures.backdoor import check_labels, check_target
 from keylayers.measures.objective import model_device

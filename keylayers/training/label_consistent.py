@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from keylayers.layers.placing import frozen
+from keylayers.layers.tensor_swap import frozen
 from keylayers.maths.attacks import Ball, Norm, climb
 from keylayers.maths.triggers import Trigger
 from keylayers.measures.objective import logits_of, model_device

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from torch import nn
 
-from keylayers.data.tokenise import Examples
+from keylayers.data.tokenisation import Examples
 from keylayers.layers.adapted import deltas_from_adapter
 from keylayers.layers.deltas import Deltas
 from keylayers.layers.layer import Layer
 from keylayers.runs.seals import sealed_folder
 from keylayers.training.adapters import LoraSettings, attach_lora, restored, save_adapter
-from keylayers.training.train import Report, TrainLog, TrainSettings, train
+from keylayers.training.trainer import Report, TrainLog, TrainSettings, train
 
 ADAPTER = "adapter"
 """Where in its folder a finished training keeps its adapter."""

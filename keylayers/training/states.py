@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput
-from keylayers.files.replacing import sync
+from keylayers.files.atomic import sync
 from keylayers.runs import note, read_tensors, write_tensors
 from keylayers.runs.seals import SEAL, damage, seal
 

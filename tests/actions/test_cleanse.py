@@ -7,8 +7,8 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from keylayers.actions import proof
-from keylayers.actions.cleanse import Cleanse, Cleansed, cleanse
+from keylayers.actions import fingerprinting
+from keylayers.actions.cleansing import Cleanse, Cleansed, cleanse
 from keylayers.errors import BadInput, BadSelection, Diverged, UnknownName
 from keylayers.layers.naming import named_layers
 from keylayers.layers.skips import scaled_skips
@@ -57,11 +57,11 @@ def done(model: nn.Module, *names: str, **settings) -> Cleansed:
 )
 def test_only_the_scope_changes_its_buffers_included_and_undo_is_exact(name: str, tune: str, below) -> None:
     model, x = network(), images()[0]
-    before, state = proof.fingerprints(model), full_state(model)
+    before, state = fingerprinting.fingerprints(model), full_state(model)
     with torch.no_grad():
         answers = model(x)
     result = done(model, name, tune=tune)
-    changed = set(proof.changed_names(before, proof.fingerprints(result.model)))
+    changed = set(fingerprinting.changed_names(before, fingerprinting.fingerprints(result.model)))
     below = below[name] if isinstance(below, dict) else below
     silenced = {one for one in before if name == PROJECTION and one.startswith(f"{PROJECTION}.")}
     assert changed == {one for one in before if one.startswith(below)} - silenced
@@ -70,18 +70,20 @@ def test_only_the_scope_changes_its_buffers_included_and_undo_is_exact(name: str
         p.numel() for n, p in model.named_parameters() if n.startswith(below) and n not in silenced
     )
     assert result.undo() is model
-    assert proof.fingerprints(model) == before and same_state(state | {"random": 0}, full_state(model) | {"random": 0})
+    assert fingerprinting.fingerprints(model) == before and same_state(
+        state | {"random": 0}, full_state(model) | {"random": 0}
+    )
     with torch.no_grad():
         assert torch.equal(model(x), answers)
 
 
 def test_a_factor_of_one_without_training_changes_no_bit() -> None:
     model, x = network(), images()[0]
-    before = proof.fingerprints(model)
+    before = fingerprinting.fingerprints(model)
     result = done(model, IDENTITY, factor=1.0, training=NONE)
     with torch.no_grad():
         assert torch.equal(result.model(x), model(x))
-    assert proof.fingerprints(result.model) == before and result.trained > 0 and result.losses == ()
+    assert fingerprinting.fingerprints(result.model) == before and result.trained > 0 and result.losses == ()
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.25, 0.3])
@@ -155,7 +157,7 @@ def test_folding_a_projection_is_scaling_it_and_undo_is_exact(make, factor: floa
     model = make().eval()
     name = next(layer.name for layer in named_layers(model, "skip") if layer.parameters)
     x, y = (torch.rand(12, 1, 16, 16), torch.arange(12) % 3) if make is hf_resnet else images()
-    before = proof.fingerprints(model)
+    before = fingerprinting.fingerprints(model)
 
     def logits() -> Tensor:
         out = model(x)
@@ -167,10 +169,10 @@ def test_folding_a_projection_is_scaling_it_and_undo_is_exact(make, factor: floa
     assert result.model is model and result.folded
     with torch.no_grad():
         assert torch.equal(logits(), scaled) if factor != 0.3 else torch.allclose(logits(), scaled, atol=1e-5)
-    changed = proof.changed_names(before, proof.fingerprints(model))
+    changed = fingerprinting.changed_names(before, fingerprinting.fingerprints(model))
     assert len(changed) in (1, 2) and all(one.startswith(f"{name}.") for one in changed)
     result.undo()
-    assert proof.fingerprints(model) == before
+    assert fingerprinting.fingerprints(model) == before
 
 
 def test_a_fold_after_training_is_the_wrapper_after_the_same_training() -> None:
@@ -226,9 +228,9 @@ def test_a_cleansing_that_was_stopped_ends_as_if_it_had_not_been(tmp_path) -> No
     stopped = network()
     with pytest.raises(KeyboardInterrupt):
         cleansed(Checkpoint(tmp_path), until=1, model=stopped)
-    assert proof.fingerprints(stopped) == proof.fingerprints(network())
+    assert fingerprinting.fingerprints(stopped) == fingerprinting.fingerprints(network())
     resumed, again = cleansed(Checkpoint(tmp_path))
-    assert proof.fingerprints(model) == proof.fingerprints(again) and resumed.losses == whole.losses
+    assert fingerprinting.fingerprints(model) == fingerprinting.fingerprints(again) and resumed.losses == whole.losses
     assert resumed.untouched == whole.untouched
 
 

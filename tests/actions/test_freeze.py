@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from keylayers.actions import freeze
-from keylayers.actions.proof import fingerprints
-from keylayers.actions.tuning import forecast
+from keylayers.actions.fingerprinting import fingerprints
+from keylayers.actions.freezing import forecast
 from keylayers.errors import BadSelection
 from keylayers.layers import named_layers
 from keylayers.scores import Selection, select

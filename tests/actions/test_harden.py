@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from keylayers.actions.harden import BETAS, LOSSES, Hardened, HardenSettings, harden
+from keylayers.actions.hardening import BETAS, LOSSES, Hardened, HardenSettings, harden
 from keylayers.data.images import load_images, part_images
 from keylayers.errors import BadInput, BadSelection, Diverged, KeylayersError, UnknownName
 from keylayers.layers.naming import named_layers

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from keylayers.actions.proof import changed_names, check_only_changed, digest_of, fingerprints
+from keylayers.actions.fingerprinting import changed_names, check_only_changed, digest_of, fingerprints
 from keylayers.errors import KeylayersError
 from keylayers.layers import named_layers
 from keylayers.training.adapters import LoraSettings, attach_lora

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from keylayers.actions import kept_only, write_reverted
-from keylayers.actions import revert as module
+from keylayers.actions import reverting as module
 from keylayers.errors import BadInput
 from keylayers.layers import named_layers
 from keylayers.layers.deltas import deltas_from_checkpoints

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from keylayers.actions.rift import RiftSettings, rift
+from keylayers.actions.robust_finetuning import RiftSettings, rift
 from keylayers.errors import BadInput, KeylayersError
 from keylayers.layers.naming import named_layers
 from keylayers.maths.attacks import Ball

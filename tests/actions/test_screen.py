@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from keylayers.actions.screen import Screen, ScreenSettings, load_screen, save_screen
-from keylayers.actions.screen_fit import fit_screen
+from keylayers.actions.screen_fitting import fit_screen
+from keylayers.actions.screening import Screen, ScreenSettings, load_screen, save_screen
 from keylayers.criteria.class_separation import ClassSeparation, class_separation, layers_of_interest
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.layers.naming import named_layers
 from keylayers.measures.detection import auroc
@@ -256,7 +256,7 @@ def test_a_screen_survives_its_file_and_a_damaged_file_is_refused(tmp_path) -> N
     (tmp_path / "half.safetensors").write_bytes(whole[:-9])
     with pytest.raises(BadInput, match="damaged"):
         load_screen(tmp_path / "half.safetensors")
-    from keylayers.runs.atomic import write_tensors
+    from keylayers.files.checked import write_tensors
 
     write_tensors(tmp_path / "other.safetensors", {"a": torch.ones(2)})
     with pytest.raises(BadInput, match=r"format None; expected 'keylayers/screen/1'"):

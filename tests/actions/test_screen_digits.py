@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from keylayers.actions.screen_fit import fit_screen
+from keylayers.actions.screen_fitting import fit_screen
 from keylayers.criteria.class_separation import class_separation, layers_of_interest
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.data.images import load_images, part_images
 from keylayers.layers.naming import named_layers
 from keylayers.maths.triggers import Patch

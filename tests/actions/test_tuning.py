@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from keylayers.actions.proof import fingerprints
-from keylayers.actions.tuning import forecast, selected_parameters, tensors_that_may_change, tuning_only
+from keylayers.actions.fingerprinting import fingerprints
+from keylayers.actions.freezing import forecast, selected_parameters, tensors_that_may_change, tuning_only
 from keylayers.errors import BadSelection
 from keylayers.layers import named_layers
 from keylayers.scores import Selection, select

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from keylayers.cli import main
-from tests.recipes.small import World, make
 
 
 @dataclass(frozen=True)
@@ -22,18 +21,13 @@ class Result:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory) -> World:
-    return make(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="session")
 def place(tmp_path_factory) -> Path:
     """A folder with a backdoored network's weights, clean and triggered images."""
     import numpy as np
     from safetensors.torch import save_file
 
-    from keylayers.recipes.image_attacks import Backdoor, make_victim, victim
-    from tests.recipes.images import watched
+    from keylayers.studies.image_victims import Backdoor, make_victim, victim
+    from tests.papers.little_images import watched
 
     folder = tmp_path_factory.mktemp("vision")
     task, attack = watched().task, {"kind": "patch", "strength": 1.0, "share": 0.3}

@@ -1,8 +1,8 @@
 """`keylayers compare` of two leagues: from folders and files, and what is none."""
 
-from keylayers.recipes.league_plan import ENTRANTS
+from keylayers.league.entrants import ENTRANTS
 from keylayers.runs import write_json
-from tests.recipes.leagues import league, rising
+from tests.league.tiny_leagues import league, rising
 
 BLIND = [name for name, way in ENTRANTS.items() if way.share is None]
 

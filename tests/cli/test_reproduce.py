@@ -3,14 +3,15 @@
 import dataclasses
 import json
 
-from keylayers.cli.reproduce import PAPERS, Paper
 from keylayers.cli.terminal import UNFINISHED, placeless
 from keylayers.errors import BadInput
-from keylayers.recipes import ila_plan
-from keylayers.recipes.bench import Task
-from keylayers.recipes.retraining import Rates
+from keylayers.papers.ila import plan
+from keylayers.papers.registry import PAPERS
 from keylayers.studies.arms import Budget
-from tests.recipes.test_ila import PARTS, QUICK, WAYS
+from keylayers.studies.retraining import Rates
+from keylayers.studies.study import Paper
+from keylayers.studies.text_task import Task
+from tests.papers.test_ila import PARTS, QUICK, WAYS
 
 
 def test_unknown_names_are_told_with_near_ones_and_nothing_is_made(cli, tmp_path):
@@ -26,7 +27,7 @@ def test_unknown_names_are_told_with_near_ones_and_nothing_is_made(cli, tmp_path
 
 def test_a_study_leaves_its_page_and_every_figure_behind_it(cli, world, tmp_path, monkeypatch):
     task = Task("small", world.inputs(), dataclasses.replace(QUICK, steps=2))
-    scale = ila_plan.Scale(
+    scale = plan.Scale(
         (task,),
         seeds=2,
         budget=Budget(0.4),
@@ -36,7 +37,7 @@ def test_a_study_leaves_its_page_and_every_figure_behind_it(cli, world, tmp_path
         matched=WAYS[1:2],
     )
     scale = dataclasses.replace(scale, **dict.fromkeys(PARTS))
-    monkeypatch.setattr(ila_plan, "scale_of", lambda name: scale)
+    monkeypatch.setattr(plan, "scale_of", lambda name: scale)
     done = cli("reproduce", "ila", "--processes", "1", "--out", str(tmp_path / "run"))
     assert done.code == 0, done.err
     page = (tmp_path / "run" / "results.md").read_text()
@@ -53,14 +54,20 @@ def test_a_page_written_midway_says_that_it_is_unfinished(cli, tmp_path, monkeyp
             raise BadInput("the second part broke off")
         yield 2
 
-    paper = Paper(lambda name: name, parts, lambda study, scale: f"# Part {study}\n", lambda study: {"part": study})
+    paper = Paper(
+        "Half",
+        lambda name: name,
+        parts,
+        lambda results, scale: (f"Part {results}.", ()),
+        lambda results: {"part": results},
+    )
     monkeypatch.setitem(PAPERS, "ila", ("what?", lambda: paper))
     words = ["reproduce", "ila", "--processes", "1", "--out", str(tmp_path / "run")]
     assert cli(*words).code == 2
-    assert (tmp_path / "run" / "results.md").read_text() == f"{UNFINISHED}# Part 1\n"
+    assert (tmp_path / "run" / "results.md").read_text() == f"{UNFINISHED}{paper.render_page(1, 'smoke')}"
     (tmp_path / "whole").touch()
     assert cli(*words).code == 0
-    assert (tmp_path / "run" / "results.md").read_text() == "# Part 2\n"
+    assert (tmp_path / "run" / "results.md").read_text() == paper.render_page(2, "smoke")
 
 
 def test_results_name_variables_and_not_the_places_of_one_machine(monkeypatch):

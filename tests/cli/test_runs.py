@@ -9,7 +9,7 @@ import torch
 
 from keylayers.runs import read_run
 from keylayers.scores.files import load
-from tests.recipes.small import make
+from tests.small_world import make
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def scores(world, tmp_path_factory):
     """A score file over the world's layers."""
     from keylayers.recipes.score import score
     from keylayers.runs import open_run
-    from tests.recipes.small import request
+    from tests.small_world import request
 
     asked = request(world, "random")
     folder = tmp_path_factory.mktemp("scores")
@@ -53,7 +53,7 @@ def test_scores_can_be_one_file(cli, score_words, tmp_path):
 
 
 def test_weights_alone_can_be_scored_without_data(cli, world, monkeypatch):
-    from keylayers.recipes.inputs import Inputs
+    from keylayers.inputs.text import Inputs
 
     monkeypatch.setattr(Inputs, "load_model", lambda self, **options: pytest.fail("loaded the model"))
     result = cli("score", "signal_noise", "depth_only", "--model", world.model, "--out", "run")

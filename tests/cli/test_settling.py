@@ -2,7 +2,7 @@
 
 import pytest
 
-from keylayers.recipes.settling import settling_of
+from keylayers.recipes.early_stopping import settling_of
 from keylayers.runs import read_run
 
 

@@ -7,10 +7,10 @@ import pytest
 
 from keylayers.cli.share import answer
 from keylayers.measures import Interval
+from keylayers.measures.gain_curve import GainCurve, Kept
 from keylayers.recipes.share import Share
 from keylayers.runs import read_json
 from keylayers.scores import load, parse, save, select
-from keylayers.studies.share import GainCurve, Kept
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +18,8 @@ def scored(world, tmp_path_factory):
     """A scoring run with a real gain."""
     from keylayers.recipes.score import score
     from keylayers.runs import open_run
-    from keylayers.training.train import TrainSettings
-    from tests.recipes.small import request
+    from keylayers.training.trainer import TrainSettings
+    from tests.small_world import request
 
     steps = TrainSettings(steps=40, batch_size=8, learning_rate=1e-2, save_every=10**9)
     asked = request(world, "path_integral", stage_one=steps, settings={"points": 1})

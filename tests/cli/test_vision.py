@@ -8,20 +8,20 @@ import torch
 import transformers as hf
 from safetensors.torch import load_file
 
-from keylayers.actions.screen import load_screen
-from keylayers.actions.screen_fit import fit_screen
+from keylayers.actions.screen_fitting import fit_screen
+from keylayers.actions.screening import load_screen
 from keylayers.cli.options import DIGITS
 from keylayers.criteria.feature_fragility import feature_fragility
 from keylayers.data.images import load_images
+from keylayers.inputs.images import ImageInputs
+from keylayers.inputs.networks import load_network
 from keylayers.layers.suppressed import Suppressed
 from keylayers.measures.backdoor import predicted_classes
 from keylayers.measures.masking import sanity
 from keylayers.models.digits import digits_resnet
 from keylayers.models.normalised import normalise_inside
-from keylayers.recipes import hardening, screening
-from keylayers.recipes.cleansing import TUNED
-from keylayers.recipes.image_inputs import ImageInputs
-from keylayers.recipes.image_networks import load_network
+from keylayers.recipes import harden, screen
+from keylayers.recipes.cleanse import TUNED
 from keylayers.runs import file_sha256, progress
 from keylayers.scores import load_scores
 from keylayers.training.images import ImageTraining, train_images
@@ -32,7 +32,7 @@ NETWORK = ("--model", DIGITS)
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     """Of the attacks that measure."""
-    monkeypatch.setattr(hardening, "TEST_STEPS", 2)
+    monkeypatch.setattr(harden, "TEST_STEPS", 2)
 
 
 def test_a_stream_is_screened_and_the_screen_can_be_used_again(cli, place, tmp_path):
@@ -269,8 +269,8 @@ def test_layers_are_chosen_and_checked_on_images_of_all_classes_of_a_sorted_file
         seen["checked"].append(y)
         return sanity(model, x, y, *rest)
 
-    monkeypatch.setattr(hardening, "feature_fragility", choosing)
-    monkeypatch.setattr(hardening, "sanity", checking)
+    monkeypatch.setattr(harden, "feature_fragility", choosing)
+    monkeypatch.setattr(harden, "sanity", checking)
     done = cli(
         "harden", *NETWORK, "--weights", place / "w.safetensors", "--data", tmp_path / "sorted.npz", "--eps", "0.1",
         "--steps",
@@ -307,8 +307,8 @@ def test_layers_are_hardened_in_the_order_they_run(cli, tmp_path, monkeypatch):
         seen.append([layer.name for layer in layers])
         return feature_fragility(evidence, layers, settings)
 
-    monkeypatch.setattr(hardening, "feature_fragility", scoring)
-    monkeypatch.setattr(hardening, "_measured", lambda *_: ({"clean": 0.0}, ()))
+    monkeypatch.setattr(harden, "feature_fragility", scoring)
+    monkeypatch.setattr(harden, "_measured", lambda *_: ({"clean": 0.0}, ()))
     words = ("--model", "tests.cli.test_vision:backwards", "--steps", "1", "--epochs", "1", "--select", "top:1")
     done = cli("harden", *words, "--data", "bundled:digits", "--out", tmp_path / "run")
     assert done.code == 0 and seen == [["early", "late"]], done.err
@@ -322,7 +322,7 @@ def test_by_tau_all_clean_images_are_the_reference(cli, place, tmp_path, monkeyp
         seen.append((sum(len(batch["labels"]) for batch in reference), calibration))
         return fit_screen(model, chosen, reference, calibration, settings)
 
-    monkeypatch.setattr(screening, "fit_screen", fitting)
+    monkeypatch.setattr(screen, "fit_screen", fitting)
     words = (*NETWORK, "--weights", place / "w.safetensors", "--clean", place / "clean.npz")
     words += ("--data", place / "stream.npz")
     done = cli("screen", *words, "--tau", "2.5", "--layers", "blocks:2", "--out", tmp_path / "run")

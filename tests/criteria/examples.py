@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from keylayers import criteria
-from keylayers.criteria.criterion import Evidence
-from keylayers.criteria.observing import ObservingCriterion
+from keylayers.criteria.protocol import Evidence
+from keylayers.criteria.support.observers import ObservingCriterion
 from keylayers.layers.adapted import deltas_from_adapter, unloaded
 from keylayers.layers.deltas import Deltas, deltas_from_checkpoints
 from keylayers.layers.layer import Layer

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 
 WIDTH = 8
 TRIGGER, SCORE = 0, 4

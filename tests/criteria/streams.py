@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 

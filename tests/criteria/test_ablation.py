@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from keylayers.criteria.ablation import Ablation, ablation
-from keylayers.criteria.criterion import Evidence
-from keylayers.criteria.windows import windows
+from keylayers.criteria.protocol import Evidence
+from keylayers.criteria.support.spans import windows
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.capture import capture
+from keylayers.layers.capturing import capture
 from keylayers.layers.naming import named_layers
 from keylayers.measures.measure import Measure, measure_named, wrong_answers, wrong_tokens
 from keylayers.measures.objective import language_loss

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from keylayers.criteria.ablation import Ablation, ablation
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.data import load_records
 from keylayers.layers.naming import named_layers
 from keylayers.models.loading import load_model

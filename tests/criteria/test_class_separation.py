@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from keylayers.criteria.class_separation import ClassSeparation, class_separation, layers_of_interest
-from keylayers.criteria.criterion import Evidence
-from keylayers.criteria.seen import Seen
+from keylayers.criteria.protocol import Evidence
+from keylayers.criteria.support.hidden_states import Seen
 from keylayers.errors import BadInput, Diverged, UnknownName
-from keylayers.layers.capture import capture
+from keylayers.layers.capturing import capture
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.measures.features import is_text, rows_at

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from keylayers.criteria.condition_number import ConditionNumber, condition_number
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers

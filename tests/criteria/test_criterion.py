@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from keylayers import criteria
-from keylayers.criteria.criterion import Criterion, Evidence, criterion, scored
+from keylayers.criteria.protocol import Criterion, Evidence, criterion, scored
 from keylayers.criteria.random import Random
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.naming import named_layers

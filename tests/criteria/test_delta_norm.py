@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.delta_norm import DeltaNorm, delta_norm
+from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.deltas import Deltas, deltas_from_checkpoints
 from keylayers.layers.layer import Layer

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.depth_only import DepthOnly, depth_only, relative_depths
+from keylayers.criteria.protocol import Evidence
 from keylayers.errors import UnknownName
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.feature_fragility import FeatureFragility, feature_fragility
+from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.naming import named_layers
 from keylayers.measures.objective import image_loss

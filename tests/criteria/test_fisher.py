@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.fisher import Fisher, fisher
 from keylayers.criteria.gradient_norm import GradientNorm, gradient_norm
+from keylayers.criteria.protocol import Evidence
 from keylayers.layers.example_gradients import thin_modules
 from keylayers.layers.naming import named_layers
 from tests.criteria.examples import granularity_of, layers_of

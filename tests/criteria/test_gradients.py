@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from keylayers import criteria
-from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.gradient_norm import GradientNorm, gradient_norm
 from keylayers.criteria.gradient_signal_noise import GradientSignalNoise, gradient_signal_noise
-from keylayers.criteria.gradients import run_batches
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.relative_gradient import RelativeGradient, relative_gradient
+from keylayers.criteria.support.gradients import run_batches
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.learned_mask import LearnedMask, learned_mask
+from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.maths.gates import expected_open, soft_top_k
 from keylayers.runs.checkpoint import Checkpoint

@@ -8,8 +8,8 @@ import torch
 from scipy.stats import entropy
 from torch import nn
 
-from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.logit_lens_entropy import LogitLensEntropy, entropies, logit_lens_entropy
+from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers
 from keylayers.layers.readout import readout_of

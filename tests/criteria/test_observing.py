@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from keylayers import criteria
-from keylayers.criteria.criterion import Evidence
-from keylayers.criteria.observing import ObservingCriterion, observe_together
-from keylayers.criteria.seen import Seen
+from keylayers.criteria.protocol import Evidence
+from keylayers.criteria.support.hidden_states import Seen
+from keylayers.criteria.support.observers import ObservingCriterion, observe_together
 from keylayers.errors import BadInput, Diverged, UnknownName
-from keylayers.layers.capture import capture
+from keylayers.layers.capturing import capture
 from keylayers.layers.naming import named_layers
 from keylayers.measures.objective import language_loss
 from tests import tiny_models

@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.random import Random, random
 from keylayers.layers.naming import named_layers
 from tests import tiny_models

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.robust_capacity import RobustCapacity, robust_capacity
 from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers

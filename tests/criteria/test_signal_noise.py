@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.signal_noise import SignalNoise, signal_noise, signal_share
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.layer import Layer

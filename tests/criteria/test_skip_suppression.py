@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.skip_suppression import SkipSuppression, skip_suppression, steepest
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.naming import named_layers

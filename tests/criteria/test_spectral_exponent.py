@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.spectral_exponent import SpectralExponent, spectral_exponent
 from keylayers.errors import BadInput, UnknownName
 from tests.criteria.weights import held, layers_of, scrambled

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from keylayers import criteria
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.substitution import Substitution, substitution
-from keylayers.criteria.windows import windows
+from keylayers.criteria.support.spans import windows
 from keylayers.errors import BadInput
 from keylayers.layers.deltas import deltas_from_checkpoints
 from keylayers.layers.naming import named_layers

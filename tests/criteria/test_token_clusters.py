@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from keylayers.criteria.criterion import Evidence
-from keylayers.criteria.observing import Blocks
-from keylayers.criteria.seen import Seen
+from keylayers.criteria.protocol import Evidence
+from keylayers.criteria.support.hidden_states import Seen
+from keylayers.criteria.support.observers import Blocks
+from keylayers.criteria.support.token_sample import TokenSample
 from keylayers.criteria.token_clusters import TokenClusters, token_clusters
-from keylayers.criteria.token_sample import TokenSample
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.capture import capture
+from keylayers.layers.capturing import capture
 from keylayers.layers.naming import named_layers
 from keylayers.maths.clusters import clustered, mutual_information
 from keylayers.measures.objective import language_loss

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.type_only import TypeOnly, type_only
 from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keylayers.data.records import Record, Records, Turn
-from keylayers.data.tokenise import IGNORED, default_max_length, padding_id, tokenise, tokenise_prompts
+from keylayers.data.tokenisation import IGNORED, default_max_length, padding_id, tokenise, tokenise_prompts
 from keylayers.errors import BadInput
 from tests.data.bpe import CHATML, INSTRUCT, byte_level, merging
 

@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from keylayers import criteria, exports
-from keylayers.actions.tuning import selected_parameters
-from keylayers.doctor import abilities as module
-from keylayers.doctor.abilities import Ability, abilities
+from keylayers.actions.freezing import selected_parameters
+from keylayers.doctor import capabilities as module
+from keylayers.doctor.capabilities import Ability, abilities
 from keylayers.doctor.probe import Check
 from keylayers.doctor.request import DoctorRequest, admit
 from keylayers.errors import BadInput, BadSelection
 from keylayers.exports.target import export
+from keylayers.inputs.text import Inputs
 from keylayers.models.loading import LoadedModel, load_model
-from keylayers.recipes.inputs import Inputs
 from keylayers.scores import select
 from tests.layers.helpers import full_state, same_state
 from tests.tiny_models import build

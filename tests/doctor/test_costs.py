@@ -10,21 +10,21 @@ import torch
 from torch import nn
 
 from keylayers import criteria
-from keylayers.actions.tuning import tuning_only
-from keylayers.criteria.criterion import Evidence
+from keylayers.actions.freezing import tuning_only
 from keylayers.criteria.learned_mask import LearnedMask
 from keylayers.criteria.path_integral import PathIntegral
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.robust_capacity import RobustCapacity
 from keylayers.doctor import costs, tuning
 from keylayers.doctor.costs import fits
 from keylayers.doctor.request import DoctorRequest, admit
 from keylayers.doctor.scoring import Passes, measure_passes, score_forecasts
 from keylayers.doctor.tuning import tune_forecast
+from keylayers.inputs.text import Inputs
 from keylayers.layers import find_blocks, named_layers
-from keylayers.layers.restoring import restored
+from keylayers.layers.adapter_undo import restored
 from keylayers.measures.objective import language_loss
 from keylayers.models.loading import LoadedModel, load_model
-from keylayers.recipes.inputs import Inputs
 from keylayers.scores import Selection, select
 from keylayers.training.activations import kept_for_backward
 from keylayers.training.adapters import LoraSettings, attach_lora

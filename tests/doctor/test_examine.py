@@ -8,7 +8,7 @@ import transformers as hf
 from torch import nn
 
 from keylayers.doctor import undo
-from keylayers.doctor.examine import GATES, LEFT_AS_FOUND, Gate, examine
+from keylayers.doctor.examination import GATES, LEFT_AS_FOUND, Gate, examine
 from keylayers.doctor.probe import Check, make_patient, spread
 from keylayers.layers.intervene import scaled as really_scaled
 from keylayers.models.loading import LoadedModel, load_model, load_shape

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from keylayers.doctor import probe, structure, undo
-from keylayers.doctor.examine import GATES, LEFT_AS_FOUND
+from keylayers.doctor.examination import GATES, LEFT_AS_FOUND
 from keylayers.layers.intervene import scaled as really_scaled
 from tests.data.bpe import byte_level
 from tests.doctor.test_examine import constant, failures, outcomes

@@ -9,14 +9,14 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from keylayers.actions.tune import Tuned, TuneSettings, tune
+from keylayers.actions.finetuning import Tuned, TuneSettings, tune
 from keylayers.layers import named_layers
 from keylayers.layers.adapted import deltas_from_adapter
 from keylayers.layers.layer import Layer
 from keylayers.models.loading import load_model
 from keylayers.scores import Selection
 from keylayers.training.adapters import LoraSettings, adapted_names
-from keylayers.training.train import TrainSettings
+from keylayers.training.trainer import TrainSettings
 from tests.tiny_models import SMALL, build, inputs
 from tests.training.small import examples
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from keylayers.errors import BadInput
-from keylayers.files import replacing as module
-from keylayers.files.replacing import remove, remove_leftovers, replacing, replacing_folder, scratch_folder, writing
+from keylayers.files import atomic as module
+from keylayers.files.atomic import remove, remove_leftovers, replacing, replacing_folder, scratch_folder, writing
 
 
 def write(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from keylayers.actions.screen import load_screen
+from keylayers.actions.screening import load_screen
 from keylayers.layers.naming import named_layers
 from keylayers.layers.tensors import tensors_on_disk
 from keylayers.models import deltas_of

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keylayers.recipes.league_agreement import ALL, read_gains
-from keylayers.recipes.settling import settling_of
+from keylayers.league.agreement import ALL, read_gains
+from keylayers.recipes.early_stopping import settling_of
 from keylayers.report.collect import collect
 from keylayers.report.page import render
 from keylayers.runs import open_run, read_json, read_log, read_run, read_tensors, write_json

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keylayers.scores import agreement, agreements, load_scores, load_selection, parse, save, save_selection, select
+from keylayers.scores import (
+    agreement,
+    agreements,
+    load_scores,
+    load_selection,
+    parse,
+    save,
+    save_selection,
+    select,
+)
 from keylayers.scores.policy_text import GRAMMAR
 from keylayers.scores.transfer import transferred
 from tests.fuzz.mutations import damaged, few, mutated, only_ours, text_of

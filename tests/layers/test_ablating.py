@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from keylayers.errors import BadInput
 from keylayers.layers.ablating import Exchange, Means, ablated, contributions, places_of
-from keylayers.layers.capture import capture
+from keylayers.layers.capturing import capture
 from keylayers.layers.intervene import skipped
 from keylayers.layers.naming import named_layers
 from keylayers.layers.prefix import block_outputs, bypassed, resumed

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.capture import Captured, capture, first_tensor, hidden_input
+from keylayers.layers.capturing import Captured, capture, first_tensor, hidden_input
 from keylayers.layers.gating import frozen
 from keylayers.layers.naming import named_layers
 from tests.layers.helpers import forward_batch, full_state, logits, same_state

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.capture import capture
+from keylayers.layers.capturing import capture
 from keylayers.layers.intervene import replaced, scaled, skipped
 from keylayers.layers.naming import named_layers
 from tests.layers.helpers import forward_batch, full_state, logits, same_state

@@ -5,9 +5,9 @@ import torch
 
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
-from keylayers.layers.matrices import matrices
 from keylayers.layers.naming import named_layers
 from keylayers.layers.tensors import TensorSource, tensors_in_memory
+from keylayers.layers.weight_matrices import matrices
 from tests.tiny_models import build
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from keylayers.layers.blocks import find_blocks
-from keylayers.layers.capture import capture
+from keylayers.layers.capturing import capture
 from keylayers.layers.deltas import deltas_from_checkpoints
 from keylayers.layers.gating import gated
 from keylayers.layers.naming import named_layers

@@ -8,7 +8,7 @@ import transformers as hf
 from torch import nn
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.layers.capture import capture
+from keylayers.layers.capturing import capture
 from keylayers.layers.intervene import scaled
 from keylayers.layers.naming import named_layers
 from keylayers.layers.skips import scaled_skips

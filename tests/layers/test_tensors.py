@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from keylayers.errors import BadInput
 from keylayers.layers.deltas import deltas_from_checkpoints
+from keylayers.layers.model_versions import comparable, versions
 from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import tensors_of
 from keylayers.layers.tensors import (
@@ -20,7 +21,6 @@ from keylayers.layers.tensors import (
     tensors_in_memory,
     tensors_on_disk,
 )
-from keylayers.layers.versions import comparable, versions
 from tests.layers.helpers import noisy_copy
 from tests.tiny_models import ALL, build
 

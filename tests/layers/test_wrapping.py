@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from keylayers.errors import BadInput
-from keylayers.layers.capture import capture
+from keylayers.layers.capturing import capture
 from keylayers.layers.intervene import scaled, skipped
 from keylayers.layers.layer import GRANULARITIES
 from keylayers.layers.naming import named_layers

@@ -17,9 +17,9 @@ from keylayers import criteria
 from keylayers.criteria.angular_distance import AngularDistance
 from keylayers.criteria.cka_shift import CkaShift
 from keylayers.criteria.component_shift import ComponentShift
-from keylayers.criteria.criterion import Evidence
 from keylayers.criteria.learned_mask import LearnedMask
 from keylayers.criteria.path_integral import PathIntegral
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.robust_capacity import RobustCapacity
 from keylayers.criteria.shapley import Shapley
 from keylayers.criteria.signal_noise import SignalNoise

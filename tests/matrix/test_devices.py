@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from keylayers import criteria
-from keylayers.actions.cleanse import Cleanse, cleanse
-from keylayers.actions.harden import HardenSettings, harden
-from keylayers.actions.rift import RiftSettings, rift
-from keylayers.actions.screen_fit import fit_screen
+from keylayers.actions.cleansing import Cleanse, cleanse
+from keylayers.actions.hardening import HardenSettings, harden
+from keylayers.actions.robust_finetuning import RiftSettings, rift
+from keylayers.actions.screen_fitting import fit_screen
 from keylayers.layers.deltas import deltas_from_checkpoints
 from keylayers.layers.gating import gate_gradients, gated
 from keylayers.layers.naming import named_layers
-from keylayers.layers.placing import frozen
+from keylayers.layers.tensor_swap import frozen
 from keylayers.layers.tensors import tensors_in_memory
 from keylayers.maths.attacks import Ball
 from keylayers.measures.attacks import Pgd

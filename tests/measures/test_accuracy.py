@@ -4,9 +4,9 @@ import pytest
 import torch
 import transformers as hf
 
-from keylayers.data.batches import collate
+from keylayers.data.batching import collate
 from keylayers.data.records import Record, Turn
-from keylayers.data.tokenise import tokenise
+from keylayers.data.tokenisation import tokenise
 from keylayers.errors import BadInput
 from keylayers.measures.accuracy import Accuracy, exact_match, greedy_matches, same_text
 from tests.data.bpe import CHATML, byte_level

@@ -6,16 +6,16 @@ import pytest
 import torch
 import transformers as hf
 
-from keylayers.data.batches import collate
+from keylayers.data.batching import collate
 from keylayers.data.fitting import fitted
 from keylayers.data.records import Record, Turn
-from keylayers.data.tokenise import IGNORED, Examples, tokenise, tokenise_prompts
+from keylayers.data.tokenisation import IGNORED, Examples, tokenise, tokenise_prompts
 from keylayers.errors import BadInput, KeylayersError
 from keylayers.measures.accuracy import exact_match, greedy_matches
 from keylayers.measures.causality import require_causal
 from keylayers.measures.objective import language_loss, predictions
 from keylayers.models.families import context_of, family_of, has_language_head
-from keylayers.training.train import TrainSettings, train
+from keylayers.training.trainer import TrainSettings, train
 from tests import tiny_models
 from tests.data.bpe import byte_level
 

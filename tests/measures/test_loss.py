@@ -8,8 +8,8 @@ import torch
 import transformers as hf
 from torch import nn
 
-from keylayers.data.batches import batches, collate
-from keylayers.data.tokenise import IGNORED, Examples, TruncationReport
+from keylayers.data.batching import batches, collate
+from keylayers.data.tokenisation import IGNORED, Examples, TruncationReport
 from keylayers.errors import BadInput, Diverged
 from keylayers.measures import loss
 from keylayers.measures.loss import evaluating, example_losses, token_losses

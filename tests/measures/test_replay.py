@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from keylayers.actions.screen_fit import fit_screen
+from keylayers.actions.screen_fitting import fit_screen
 from keylayers.data.images import DIGITS, load_images, part_images
 from keylayers.errors import UnknownName
 from keylayers.layers.naming import named_layers

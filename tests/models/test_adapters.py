@@ -12,7 +12,7 @@ from keylayers.errors import BadInput
 from keylayers.layers.deltas import LowRankDelta
 from keylayers.layers.gating import gate_gradients, gated
 from keylayers.layers.naming import named_layers
-from keylayers.layers.placing import frozen
+from keylayers.layers.tensor_swap import frozen
 from keylayers.measures.objective import language_loss
 from keylayers.models import deltas_of
 from tests.layers.helpers import forward_batch, full_state, logits, same_state, with_lora

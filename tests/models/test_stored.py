@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from keylayers.errors import BadInput
-from keylayers.layers.matrices import matrices
 from keylayers.layers.naming import named_layers
 from keylayers.layers.tensors import tensors_in_memory
+from keylayers.layers.weight_matrices import matrices
 from keylayers.models import stored
 from keylayers.models.stored import stored_weights
 from tests.tiny_models import ALL, build

@@ -17,14 +17,14 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 import torch
 
 from keylayers import criteria
-from keylayers.files.replacing import TEMPORARY
+from keylayers.files.atomic import TEMPORARY
 from keylayers.recipes import evidence
 from keylayers.recipes import score as recipe
 from keylayers.runs import git_commit, open_run, versions
 from keylayers.scores.files import load
 from keylayers.training import stage_one
-from keylayers.training import train as training
-from tests.recipes.small import World, make, request
+from keylayers.training import trainer as training
+from tests.small_world import World, make, request
 from tests.training.killed import attempt, before_call
 
 torch.set_num_threads(1)

@@ -18,14 +18,14 @@ os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELIS
 import torch
 
 from keylayers import criteria
-from keylayers.recipes import evidence, settling
+from keylayers.recipes import early_stopping, evidence
 from keylayers.recipes import score as recipe
 from keylayers.runs import git_commit, open_run, versions
 from keylayers.scores.files import load
-from keylayers.studies.settling import Rule
+from keylayers.scores.rank_convergence import Rule
 from keylayers.training import stage_one
-from keylayers.training import train as training
-from tests.recipes.small import World, make, request
+from keylayers.training import trainer as training
+from tests.small_world import World, make, request
 from tests.training.killed import attempt, before_call
 
 torch.set_num_threads(1)
@@ -35,7 +35,7 @@ TRAINING = training.TrainSettings(steps=20, batch_size=4, learning_rate=1e-2, sa
 def work(folder: Path) -> None:
     """The scoring run."""
     world = World(folder.parent / "model", folder.parent / "data.jsonl")
-    early = settling.StopEarly(Rule(target=0.3, draws=100))
+    early = early_stopping.StopEarly(Rule(target=0.3, draws=100))
     inputs = world.inputs(held_out=16)
     asked = request(world, "path_integral", inputs=inputs, stage_one=TRAINING, stop_early=early)
     with open_run(folder, "score", asdict(asked)) as run:
@@ -44,7 +44,7 @@ def work(folder: Path) -> None:
 
 def result(folder: Path) -> dict[str, Any]:
     """All that must not depend on whether a run was killed."""
-    found = settling.settling_of(folder)
+    found = early_stopping.settling_of(folder)
     assert found is not None
     adapter = (folder / "stage1" / "adapter" / "adapter_model.safetensors").read_bytes()
     scores = load(folder / "path_integral.json")
@@ -60,7 +60,12 @@ def main() -> None:
     assert attempt(work, top / "whole")
     victims = [
         # the second look's state, then its adapter; looked, and nothing stored; all decided, the states still there
-        [(training, "seal_state", 2), (stage_one, "save_adapter", 1), (settling, "moved", 1), (evidence, "forget", 1)],
+        [
+            (training, "seal_state", 2),
+            (stage_one, "save_adapter", 1),
+            (early_stopping, "moved", 1),
+            (evidence, "forget", 1),
+        ],
         [(os, "replace", number) for number in (6, 5)],  # while a file is put in place
     ]
     resumed, kills = [], 0

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from keylayers.criteria import get
-from keylayers.criteria.criterion import Evidence
+from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput, KeylayersError, UnknownName
+from keylayers.inputs.text import Inputs
 from keylayers.layers import named_layers
 from keylayers.layers.tensors import tensors_in_memory
 from keylayers.recipes import evidence as module
-from keylayers.recipes.inputs import Inputs
 from keylayers.recipes.score import score
 from keylayers.recipes.score_request import ScoreRequest, settings_of
 from keylayers.runs import open_run
 from keylayers.scores.files import load
-from tests.recipes.small import request
+from tests.small_world import request
 from tests.tiny_models import build
 
 ALL = ("learned_mask", "path_integral", "leave_one_out", "add_one_in", "delta_norm", "random")
@@ -137,7 +137,7 @@ def test_weight_only_criteria_build_no_model_and_read_no_data(world, tmp_path, m
 
 def test_weights_that_do_not_stream_are_loaded(world, tmp_path, monkeypatch, capsys):
     expected = scored(request(world, "condition_number"), tmp_path / "one")["condition_number"]
-    monkeypatch.setattr("keylayers.recipes.unloaded.stored_weights", lambda *a, **o: None)
+    monkeypatch.setattr("keylayers.inputs.weights_only.stored_weights", lambda *a, **o: None)
     found = scored(request(world, "condition_number"), tmp_path / "two")["condition_number"]
     assert found.values.tolist() == expected.values.tolist()
     assert "cannot be read without building the model" in capsys.readouterr().err

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.recipes.inputs import Inputs
+from keylayers.inputs.text import Inputs
 from keylayers.recipes.score import score
 from keylayers.recipes.score_request import ScoreRequest
 from keylayers.runs import open_run
-from tests.recipes.small import request
+from tests.small_world import request
 
 
 def scored(asked: ScoreRequest, folder):

@@ -8,7 +8,7 @@ from keylayers.recipes import evidence as module
 from keylayers.recipes.score import score
 from keylayers.runs import open_run
 from keylayers.scores.files import load
-from tests.recipes.small import request
+from tests.small_world import request
 
 FOUR = ("cka_shift", "block_influence", "angular_distance", "component_shift")
 

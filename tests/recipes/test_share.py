@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from keylayers.errors import BadInput, BadScores
+from keylayers.inputs.text import Inputs, prepare_data
 from keylayers.layers import gated, named_layers
 from keylayers.layers.deltas import deltas_from_checkpoints
 from keylayers.measures.loss import example_losses
 from keylayers.recipes import share as module
-from keylayers.recipes.inputs import Inputs, prepare_data
 from keylayers.recipes.score import score
 from keylayers.recipes.share import ShareRequest, choose_share, settings_of
 from keylayers.runs import open_run
 from keylayers.scores import LayerScores
-from keylayers.training.train import TrainSettings
-from tests.recipes.small import request
+from keylayers.training.trainer import TrainSettings
+from tests.small_world import request
 from tests.tiny_models import CAUSAL, build, inputs
 
 PLANTED = ("lm_head", "model.layers.1.mlp.down_proj", "model.layers.2.self_attn.v_proj")

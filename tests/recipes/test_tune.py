@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from keylayers.actions.tune import TuneSettings
+from keylayers.actions.finetuning import TuneSettings
 from keylayers.errors import BadInput, BadScores, BadSelection, Diverged, UnknownName
+from keylayers.inputs.scores_fit import check_scores_fit
+from keylayers.inputs.text import Inputs
 from keylayers.layers import named_layers
 from keylayers.recipes import tune as module
-from keylayers.recipes.inputs import Inputs
-from keylayers.recipes.tune import TuneRequest, check_scores_fit, choose, compare_arms
+from keylayers.recipes.tune import TuneRequest, compare_arms
 from keylayers.runs import open_run
 from keylayers.scores import LayerScores, Provenance
+from keylayers.scores.seeded_policies import choose
 from keylayers.training.adapters import LoraSettings
-from keylayers.training.train import TrainSettings
-from tests.recipes.small import make
+from keylayers.training.trainer import TrainSettings
+from tests.small_world import make
 from tests.tiny_models import build
 
 QUICK = TuneSettings(
@@ -82,8 +84,8 @@ def test_the_first_arms_model_is_stored_and_no_states_are_left(finished, world):
     assert not list(folder.rglob("checkpoint-*")) and not list(folder.glob("arms/*/tuned"))
     model = PeftModel.from_pretrained(world.inputs().load_model().model, str(folder / "tuned"))
     assert (folder / "tuned" / "tokenizer.json").is_file()
+    from keylayers.inputs.text import prepare_data
     from keylayers.measures.loss import example_losses
-    from keylayers.recipes.inputs import prepare_data
 
     data = prepare_data(world.inputs(), world.inputs().load_model())
     assert example_losses(model, data.test).mean == pytest.approx(part(folder, "top_30pc-lr0.01-seed0")["test_loss"])

@@ -9,8 +9,8 @@ import pytest
 from huggingface_hub import constants
 
 from keylayers.errors import BadInput
-from keylayers.recipes import places
 from keylayers.runs import Given, open_run, read_run
+from keylayers.studies import real_data
 
 
 def opened(folder: Path, given: Given) -> None:
@@ -100,14 +100,14 @@ class Asked:
 
 
 def test_a_study_is_given_what_it_names_below_the_folders_of_this_machine(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv(places.MODELS, str(tmp_path / "models"))
-    monkeypatch.setenv(places.DATA, str(tmp_path / "data"))
+    monkeypatch.setenv(real_data.MODELS, str(tmp_path / "models"))
+    monkeypatch.setenv(real_data.DATA, str(tmp_path / "data"))
     net, data = model(tmp_path / "models" / "net"), tmp_path / "data" / "x.jsonl"
     (tmp_path / "data").mkdir()
     data.write_text("{}")
-    given = places.given_of(Asked(({"model": str(net), "data": str(data), "other": f"{data}.gz"},)))
+    given = real_data.given_of(Asked(({"model": str(net), "data": str(data), "other": f"{data}.gz"},)))
     assert given == Given(data=("$KEYLAYERS_MODELS/net", "$KEYLAYERS_DATA/x.jsonl"))
     found = given.contents({})
     assert len(found) == 4 and all(name.startswith("$KEYLAYERS_") for name in found)
-    monkeypatch.delenv(places.DATA)
-    assert places.given_of(Asked(({"data": str(data)},))) == Given()
+    monkeypatch.delenv(real_data.DATA)
+    assert real_data.given_of(Asked(({"data": str(data)},))) == Given()

@@ -8,7 +8,7 @@ import torch
 from keylayers.errors import BadInput
 from keylayers.runs import Given, open_run
 from keylayers.runs.seals import check_seal, damage, sealed_folder
-from keylayers.runs.verify import verify
+from keylayers.runs.verification import verify
 from keylayers.scores import save
 from tests.scores.examples import network, noise
 

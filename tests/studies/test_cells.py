@@ -11,7 +11,7 @@ import pytest
 
 from keylayers.errors import BadInput
 from keylayers.runs import open_run
-from keylayers.studies.cells import Cell, run_cells, workers
+from keylayers.studies.runner import Cell, run_cells, workers
 
 
 def square(fields):
@@ -70,7 +70,7 @@ SLOW = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a background job ignores it
 from keylayers.runs import open_run
-from keylayers.studies.cells import Cell, run_cells, workers
+from keylayers.studies.runner import Cell, run_cells, workers
 from tests.studies.test_cells import sleep
 if __name__ == "__main__":
     with open_run(sys.argv[1], "study", {}) as run, workers(2) as pool:

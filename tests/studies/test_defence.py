@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from keylayers.actions.cleanse import Cleanse, cleanse
-from keylayers.criteria.criterion import Evidence
+from keylayers.actions.cleansing import Cleanse, cleanse
+from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.skip_suppression import SkipSuppression, skip_suppression
 from keylayers.data.images import ImageParts, Images, load_images, part_images
 from keylayers.errors import BadInput

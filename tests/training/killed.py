@@ -25,7 +25,7 @@ import torch
 from transformers import Trainer  # noqa: F401
 
 from keylayers.training import states
-from keylayers.training import train as module
+from keylayers.training import trainer as module
 from keylayers.training.adapters import LoraSettings, attach_lora
 from tests.tiny_models import build
 from tests.training.small import block, examples

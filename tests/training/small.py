@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from keylayers.data.tokenise import Examples, TruncationReport
+from keylayers.data.tokenisation import Examples, TruncationReport
 from keylayers.layers import named_layers
 from keylayers.scores import Selection
 

@@ -11,7 +11,7 @@ from keylayers.layers.gating import gated
 from keylayers.models import deltas_of
 from keylayers.training.adapters import LoraSettings, attach_lora
 from keylayers.training.stage_one import learn_deltas, learn_until
-from keylayers.training.train import TrainSettings, train
+from keylayers.training.trainer import TrainSettings, train
 from tests.tiny_models import build, inputs
 from tests.training.small import examples, same, weights
 

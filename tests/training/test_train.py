@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from keylayers.actions.tuning import tuning_only
-from keylayers.data.tokenise import Examples
+from keylayers.actions.freezing import tuning_only
+from keylayers.data.tokenisation import Examples
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.training.states import forget
-from keylayers.training.train import TrainSettings, hold_statistics, train
+from keylayers.training.trainer import TrainSettings, hold_statistics, train
 from tests.tiny_models import build
 from tests.training.small import block, examples, same, weights
 

@@ -7,7 +7,7 @@ from keylayers.errors import BadInput
 from keylayers.layers import named_layers
 from keylayers.scores import Selection
 from keylayers.training.adapters import LoraSettings, adapted_layers, attach_lora
-from keylayers.training.train import TrainSettings, train
+from keylayers.training.trainer import TrainSettings, train
 from keylayers.training.turns import by_turns
 from tests.tiny_models import build
 from tests.training.small import examples

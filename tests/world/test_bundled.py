@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keylayers.models.sources import BUNDLED, BUNDLED_MODELS
-from keylayers.world import datasets, evaluate
+from keylayers.world import datasets
 from keylayers.world.rows import digest
 from keylayers.world.settings import MODELS, Settings
+from tools import pretrain_evaluate
 
 
 @pytest.fixture(scope="module")
@@ -49,13 +50,13 @@ def test_the_model_has_the_promised_shape_and_size(model, record):
 
 
 def test_the_stored_model_reaches_a_sample_of_its_figures(model, bpe):
-    assert evaluate.share(evaluate.exact(model, bpe, evaluate.held_out_facts(100))) >= 0.90
-    assert evaluate.share(evaluate.exact(model, bpe, evaluate.held_out_chains(50))) >= 0.75
+    assert pretrain_evaluate.share(pretrain_evaluate.exact(model, bpe, pretrain_evaluate.held_out_facts(100))) >= 0.90
+    assert pretrain_evaluate.share(pretrain_evaluate.exact(model, bpe, pretrain_evaluate.held_out_chains(50))) >= 0.75
 
 
 def test_generation_writes_what_the_one_pass_check_says(model, bpe):
-    pairs = evaluate.held_out_chains(8)
-    for (prompt, completion), hit in zip(pairs, evaluate.exact(model, bpe, pairs), strict=True):
+    pairs = pretrain_evaluate.held_out_chains(8)
+    for (prompt, completion), hit in zip(pairs, pretrain_evaluate.exact(model, bpe, pairs), strict=True):
         ids = bpe(prompt, return_tensors="pt")
         written = model.generate(**ids, max_new_tokens=60, do_sample=False)[0, ids["input_ids"].shape[1] :]
         assert (bpe.decode(written) == completion) == hit
@@ -89,5 +90,5 @@ def test_the_other_models_are_of_their_settings_and_know_the_world(name, bpe):
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     assert model.num_parameters() == record["parameters"] and model.config.num_hidden_layers == MODELS[name].blocks
     questions = [datasets.rendered(one) for one in datasets.load("facts", "test")[:64]]
-    told = sum(evaluate.exact(model, bpe, questions)) / len(questions)
+    told = sum(pretrain_evaluate.exact(model, bpe, questions)) / len(questions)
     assert told == pytest.approx(record["held_out"]["facts"]["all"], abs=0.1)

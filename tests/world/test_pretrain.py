@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from keylayers.world import corpus, pretrain, tokenizer
-from keylayers.world.checkpoint import STATE, load_state
+from keylayers.world import corpus, tokenizer
 from keylayers.world.rows import mixtures, row_length, rows, supervised
 from keylayers.world.settings import LONG_ROWS, LONG_SHARES, STAGES, TOKENIZER_WEIGHTS, Settings
+from tools import pretrain
+from tools.pretrain_checkpoint import STATE, load_state
 
 SMALL = Settings(steps=6, tokens=512, warmup=2, d_model=16, d_hidden=16, blocks=1, heads=2, kv_heads=1, decay=2)
 

@@ -1,0 +1,1 @@
+"""What several criteria share; nothing here scores layers by itself."""

@@ -1,0 +1,1 @@
+"""Published experiments measured with controls: one folder per paper, none of which knows another."""

@@ -1,0 +1,50 @@
+"""Layers for reasoning: chains of sums, where what counts is the share of answers that are right."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from keylayers.papers.ila.plan import WAYS, Reasoning, bundled_task
+from keylayers.scores import select
+from keylayers.studies.arms import Budget
+from keylayers.studies.desk import Desk
+from keylayers.studies.rankings import candidates, full_rate, rankings
+from keylayers.studies.retraining import ALL, RANDOM, Sets, best_of, blow_ups, every, random_like, retrained
+from keylayers.studies.text_task import Task
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What training each arm's 30 % gave, by seed."""
+
+    task: Task
+    before: Mapping[str, float]
+    """Loss and share of right answers of the untuned model."""
+    losses: Mapping[str, tuple[float, ...]]
+    exact: Mapping[str, tuple[float, ...]]
+    """Share of right answers, in [0, 1]."""
+    rates: Mapping[str, float]
+    blew_up: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Arm -> for each seed why its training is taken to have blown up; empty text where it did not."""
+
+
+def reasoning(desk: Desk, asked: Reasoning) -> Answered:
+    """Every arm trained on chains and asked test chains."""
+    task = bundled_task(asked.data, model=asked.model)
+    rate = full_rate(desk, task, asked.rates, asked.seeds, answers=True)
+    scores = rankings(desk, task, {name: WAYS[name] for name in asked.ways}, range(asked.seeds), rate).scores
+    budget, like = Budget(0.3), scores[asked.ways[0]]
+    sets: dict[str, Sets] = {ALL: every(candidates(desk, task))}
+    sets |= {name: best_of(scores[name], budget) for name in asked.ways}
+    sets |= {
+        RANDOM: random_like(like, budget, draw=5),
+        "last": every(select(like[0].layers, budget.policy("last")).names),
+    }
+    found, rates = retrained(desk, task, sets, asked.seeds, asked.rates, answers=True)
+    return Answered(
+        task,
+        desk.ask(task, "before", [{"answers": True}])[0],
+        {name: tuple(one["test"] for one in each) for name, each in found.items()},
+        {name: tuple(one["exact"] for one in each) for name, each in found.items()},
+        rates,
+        blow_ups(found),
+    )
