@@ -111,6 +111,7 @@ def test_impossible_parts_are_refused(sizes, error, message) -> None:
         ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(2)}, "labels are float64"),
         ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(3, np.int64)}, "2 images and 3 labels"),
         ({"x": np.zeros((2, 4, 4), np.uint8)}, "holds x; expected x and y"),
+        ({name: np.array(0) for name in ("x_train", "y_train", "x_test", "y_test")}, "a single number stands where"),
         ({"x": np.array(3), "y": np.arange(3)}, r"images are int64 of shape \(\)"),
         ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.array([0, 10**15])}, "largest label is 1000000000000000"),
         (

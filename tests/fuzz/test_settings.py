@@ -58,7 +58,7 @@ def test_settings_of_criteria(name, data):
     only_ours(lambda: settings_of(criterion, given_))
 
 
-COMMANDS = ("compare a.json b.json", "score delta_norm", "tune", "league", "harden", "export x.json")
+COMMANDS = ("compare a.json b.json", "score delta_norm", "tune", "league", "harden --model m.py:net", "export x.json")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
