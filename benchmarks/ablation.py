@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from keylayers.criteria.ablation import ablation
+from keylayers.criteria.ablation import score_ablation
 from keylayers.criteria.protocol import Evidence
 from keylayers.layers.intervene import skipped
 from keylayers.layers.naming import named_layers
@@ -72,8 +72,8 @@ def steps() -> dict[str, Callable[[], object]]:
     return {
         FULL: lambda: loss(model),
         HEAD: lambda: loss(bare),
-        OURS: lambda: ablation(evidence, blocks).values,
-        SUBLAYERS: lambda: ablation(evidence, sublayers).values,
+        OURS: lambda: score_ablation(evidence, blocks).values,
+        SUBLAYERS: lambda: score_ablation(evidence, sublayers).values,
         PLAIN: plain,
     }
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from benchmarks.interleaved import cpu_ratios, cpu_seconds
 from keylayers.actions.fingerprinting import fingerprints
 from keylayers.actions.hardening import HardenSettings, harden
-from keylayers.criteria.feature_fragility import FeatureFragility, feature_fragility
+from keylayers.criteria.feature_fragility import FeatureFragility, score_feature_fragility
 from keylayers.criteria.protocol import Evidence
 from keylayers.data.images import DIGITS, load_images
 from keylayers.layers.naming import named_layers
@@ -55,12 +55,12 @@ def ways() -> dict[str, Callable[[], object]]:
     def again() -> Selection:
         fingerprints(model)  # the phase before is proved, the next begins
         fingerprints(model)
-        return select(feature_fragility(first, layers, SETTINGS), "top:1")
+        return select(score_feature_fragility(first, layers, SETTINGS), "top:1")
 
     chosen = again()
     return {
         BARE: bare,
-        ALL: lambda: feature_fragility(evidence, layers, SETTINGS),
+        ALL: lambda: score_feature_fragility(evidence, layers, SETTINGS),
         AGAIN: again,
         EPOCH: lambda: harden(model, chosen, x, y, HARDENING),
     }

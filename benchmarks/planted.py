@@ -30,7 +30,7 @@ from keylayers.layers.gating import frozen
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import parameters_of
-from keylayers.layers.tensor_swap import placing
+from keylayers.layers.tensor_swap import tensors_swapped
 from keylayers.measures.objective import Batch, Loss, language_loss
 
 ARMS: dict[str, tuple[str, Any]] = {
@@ -151,7 +151,7 @@ def _learnt_changes(
     seed: int,
 ) -> dict[str, Tensor]:
     directions = {name: torch.zeros_like(weight, requires_grad=True) for name, weight in weights.items()}
-    with frozen(model), torch.enable_grad(), placing(model, weights) as place:
+    with frozen(model), torch.enable_grad(), tensors_swapped(model, weights) as place:
         for name, weight in weights.items():
             place(name, weight + directions[name])
         _mean(loss, model, train[0]).backward()
@@ -179,7 +179,7 @@ def _mean(loss: Loss, model: nn.Module, batch: Batch) -> Tensor:
 
 def _loss_with(model: nn.Module, changes: Mapping[str, Tensor], data: Sequence[Batch], loss: Loss) -> float:
     own = parameters_of(model)
-    with frozen(model), torch.no_grad(), placing(model, changes) as place:
+    with frozen(model), torch.no_grad(), tensors_swapped(model, changes) as place:
         for name, change in changes.items():
             place(name, own[name].detach() + change)
         pairs = [loss(model, batch) for batch in data]

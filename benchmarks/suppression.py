@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchmarks.interleaved import cpu_ratios, cpu_seconds
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.skip_suppression import STEPS, SkipSuppression, skip_suppression
+from keylayers.criteria.skip_suppression import STEPS, SkipSuppression, score_skip_suppression
 from keylayers.layers.naming import named_layers
 from keylayers.layers.skips import scaled_skips
 from keylayers.layers.tensor_swap import frozen
@@ -53,7 +53,7 @@ def ways() -> dict[str, Callable[[], object]]:
                         with scaled_skips(model, [skip], 1 - step / STEPS):
                             misses(model, batch)
 
-    return {PLAIN: plain, SCAN: lambda: skip_suppression(evidence, skips, SkipSuppression())}
+    return {PLAIN: plain, SCAN: lambda: score_skip_suppression(evidence, skips, SkipSuppression())}
 
 
 def table(repetitions: int = 3) -> tuple[list[str], bool]:

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from keylayers.models import load_model as load_model
     from keylayers.scores import LayerScores as LayerScores
     from keylayers.scores import Selection as Selection
+    from keylayers.scores import agreement as agreement
     from keylayers.scores import load_scores as load_scores
-    from keylayers.scores import rank_agreement as rank_agreement
     from keylayers.scores import select as select
 
 __all__ = [*_HOME, *_FOLDERS]
@@ -69,4 +69,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted(__all__)

@@ -1,5 +1,6 @@
 """The package's front door: lazy names, a cheap import, and wheels that carry the bundled data."""
 
+import ast
 import importlib
 import re
 import subprocess
@@ -43,11 +44,46 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         importlib.import_module("keylayers.layerscores")
 
 
-def test_the_names_for_type_checkers_are_the_lazy_ones() -> None:
-    source = (ROOT / "keylayers" / "__init__.py").read_text()
-    typed = dict(re.findall(r"^    from keylayers\.(\w+) import (\w+) as \w+$", source, re.MULTILINE))
-    names = re.findall(r"^    from keylayers\.(\w+) import (\w+) as \2$", source, re.MULTILINE)
-    assert typed and {name: folder for folder, name in names} == keylayers._HOME
+FACADES = ("", "actions", "exports", "layers", "models", "training")
+"""Rooms whose public names are loaded when first used."""
+
+
+@pytest.mark.parametrize("room", FACADES)
+def test_the_names_for_type_checkers_are_the_lazy_ones(room: str) -> None:
+    module = importlib.import_module(f"keylayers.{room}".rstrip("."))
+    source = Path(module.__file__ or "").read_text()
+    typed = re.findall(rf"^    from {re.escape(module.__name__)}\.(\w+) import (\w+) as \2$", source, re.MULTILINE)
+    assert typed
+    for name, home in module._HOME.items():
+        assert (home, name) in typed, f"mypy does not see {module.__name__}.{name}"
+
+
+def test_only_public_names_are_listed() -> None:
+    assert dir(keylayers) == sorted(keylayers.__all__)
+
+
+@pytest.mark.long
+def test_mypy_reveals_a_type_for_every_public_name(tmp_path) -> None:
+    from mypy import api
+
+    modules = [importlib.import_module(f"keylayers.{room}".rstrip(".")) for room in FACADES]
+    names = [f"{module.__name__}.{name}" for module in modules for name in module._HOME]
+    lines = [*(f"import {module.__name__}" for module in modules), *(f"reveal_type({name})" for name in names)]
+    (tmp_path / "revealed.py").write_text("\n".join(lines) + "\n")
+    said, _, _ = api.run(["--config-file", str(ROOT / "pyproject.toml"), str(tmp_path / "revealed.py")])
+    revealed = re.findall(r"Revealed type is \"(.*)\"", said)
+    assert len(revealed) == len(names), said
+    assert not [name for name, kind in zip(names, revealed, strict=True) if kind == "Any"]
+
+
+def public_definitions(path: Path) -> set[str]:
+    nodes = ast.parse(path.read_text()).body
+    return {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+def test_no_module_bears_the_name_of_what_it_defines() -> None:
+    paths = [path for path in (ROOT / "keylayers").rglob("*.py") if path.stem in public_definitions(path)]
+    assert not paths
 
 
 def test_every_folder_of_the_package_says_what_it_is() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from keylayers.errors import Diverged
 from keylayers.world import tokenizer
-from keylayers.world.rows import mixtures, rows
+from keylayers.world.rows import mixtures, pack_rows
 from keylayers.world.settings import MODELS, TOKENIZER_WEIGHTS, Settings
 from tools import pretrain_evaluate
 from tools.pretrain_checkpoint import STATE, export, load_state, save_state
@@ -112,7 +112,7 @@ def train(part: int, parts: int, out: Path, settings: Settings, stop_at: int | N
     began, earlier, saved = time.time(), log["seconds"], time.time()
     recent: list[float] = []
     for step in range(first, last):
-        ids, learnt = rows(settings, bpe, mixture, step, part, parts)
+        ids, learnt = pack_rows(settings, bpe, mixture, step, part, parts)
         try:
             loss = gradients(model, ids, learnt, parts)
         except Diverged as error:

@@ -60,7 +60,7 @@ def _batches(tokenizer, pairs: Sequence[tuple[str, str]]) -> Iterable[tuple[list
 
 def held_out_facts(limit: int | None = None) -> list[tuple[str, str]]:
     """Every fact through each of its held-out templates, as (prompt, object and full stop), in a fixed random order."""
-    pairs = [(fact, template) for fact in facts.facts() for template in sorted(facts.held_out(fact))]
+    pairs = [(fact, template) for fact in facts.list_facts() for template in sorted(facts.held_out(fact))]
     pairs.sort(key=lambda pair: unit("evaluation order", pair[0].subject, pair[0].relation, pair[1]))
     told = [facts.prompt_and_object(*pair) for pair in pairs[:limit]]
     return [(prompt, f"{value}.") for prompt, value in told]
@@ -69,7 +69,7 @@ def held_out_facts(limit: int | None = None) -> list[tuple[str, str]]:
 def held_out_chains(count: int, lengths: tuple[int, ...] = chains.SHORT) -> list[tuple[str, str]]:
     """Different test problems, as (prompt, all steps and the answer)."""
     seen: dict[tuple[str, str], None] = {}
-    for chain in chains.chains("test", lengths):
+    for chain in chains.stream_chains("test", lengths):
         seen[f"Question: {chain.question}\nAnswer:", f" {chain.answer}<eos>"] = None
         if len(seen) == count:
             return list(seen)
@@ -78,13 +78,13 @@ def held_out_chains(count: int, lengths: tuple[int, ...] = chains.SHORT) -> list
 
 def held_out_choices(count: int, family: str) -> list[tuple[str, str]]:
     """Test questions of one family, as (prompt, letter)."""
-    return [(item.prompt, f" {item.letter}<eos>") for item in islice(choices.choices("test", (family,)), count)]
+    return [(item.prompt, f" {item.letter}<eos>") for item in islice(choices.stream_choices("test", (family,)), count)]
 
 
 def held_out_passages(count: int, length: str) -> list[tuple[str, str]]:
     """One question on each of `count` test passages."""
     pairs = []
-    for told in islice(passages.passages("test", length), count):
+    for told in islice(passages.stream_passages("test", length), count):
         question, answer = told.turns[0]
         pairs.append((f"Question: {question}\nAnswer:", f" {answer}<eos>"))
     return pairs
@@ -156,11 +156,11 @@ def _facts(model, tokenizer) -> dict[str, float]:
     for (_, completion), hit in zip(pairs, hits, strict=True):
         relation = next(r for r, objects in facts.OBJECTS.items() if completion[1:-1] in objects)
         by_relation[relation].append(hit)
-    commonest = [max(Counter(f.object for f in facts.facts() if f.relation == r).values()) for r in by_relation]
+    commonest = [max(Counter(f.object for f in facts.list_facts() if f.relation == r).values()) for r in by_relation]
     return {
         "all": share(hits),
         **{relation: share(some) for relation, some in by_relation.items()},
-        "chance": round(sum(commonest) / len(facts.facts()), 4),
+        "chance": round(sum(commonest) / len(facts.list_facts()), 4),
     }
 
 

@@ -31,10 +31,10 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
     torch.set_num_threads(1)  # the model is too small for two threads to share its products
     from keylayers.inputs.text import Inputs
     from keylayers.recipes.comparison import COLUMNS
-    from keylayers.recipes.score import score
+    from keylayers.recipes.score import score_layers
     from keylayers.recipes.score_request import ScoreRequest
     from keylayers.recipes.tune import TuneRequest, compare_arms
-    from keylayers.report.heatmap import heatmap
+    from keylayers.report.heatmap import draw_heatmap
     from keylayers.runs import open_run, write_json
     from keylayers.scores import agreements, save
     from keylayers.training.trainer import TrainSettings
@@ -50,7 +50,7 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
             batch_size=BATCH,
         )
         with open_run(out / style, "score", _plain(request), fresh=fresh) as run:
-            scores[style] = score(request, run)
+            scores[style] = score_layers(request, run)
         _say_style(style, scores[style])
     for name in CRITERIA:
         say(f"\nDo the styles need the same layers? By {name}:")
@@ -59,7 +59,7 @@ def run_demo(out: Path, seeds: int, fresh: bool) -> None:
     say(f"\nDo the criteria agree on {TUNED_STYLE}?")
     say(str(agreements(both, 0.75, labels=CRITERIA)))
     every = [scores[style][name] for name in CRITERIA for style in STYLES]
-    heatmap(every, [f"{name}, {style}" for name in CRITERIA for style in STYLES], out / "scores.png")
+    draw_heatmap(every, [f"{name}, {style}" for name in CRITERIA for style in STYLES], out / "scores.png")
     tuning = TuneRequest(
         inputs=Inputs("bundled:llama", f"bundled:{TUNED_STYLE}", records=RECORDS, held_out=HELD_OUT, max_length=192),
         select=ARMS[0],

@@ -21,7 +21,7 @@ def run_doctor(settings: dict[str, Any]) -> int:
     """Runs every gate and forecast; 1 if a gate fails, else 0."""
     quiet_libraries()
     from keylayers.doctor.request import admit, check_files
-    from keylayers.runs.progress import spoken
+    from keylayers.runs.progress import format_duration
 
     out: Path | None = settings["out"]
     if out is not None:
@@ -49,7 +49,7 @@ def run_doctor(settings: dict[str, Any]) -> int:
     failures = [gate["name"] for gate in found["gates"] if gate["status"] == "fail"]
     held = sum(gate["status"] == "pass" for gate in found["gates"])
     skips = len(found["gates"]) - held - len(failures)
-    took = spoken(time.perf_counter() - start)
+    took = format_duration(time.perf_counter() - start)
     named = f"; failed: {', '.join(failures)}" if failures else ""
     say(f"\n{held} gates hold, {len(failures)} fail, {skips} skipped, in {took}{named}")
     if out is not None:

@@ -23,7 +23,7 @@ def run_export(scores: str, options: dict[str, Any]) -> None:
     """`keylayers export`: every target is verified before the first file is written."""
     from keylayers.runs import note
     from keylayers.scores import load_scores, select
-    from keylayers.scores.caveats import caveats
+    from keylayers.scores.caveats import list_caveats
 
     targets = list(dict.fromkeys(options["to"]))
     for name in targets:
@@ -33,7 +33,7 @@ def run_export(scores: str, options: dict[str, Any]) -> None:
         raise UnknownName("way to give ranks", options["ranks"], RANKS)
     found = load_scores(scores)
     selection = select(found, options["select"])
-    for caveat in caveats(selection):
+    for caveat in list_caveats(selection):
         note(caveat)
     quiet_libraries()
     from keylayers.exports import get

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from keylayers.cli.terminal import UNFINISHED, placeless, quiet_libraries, say
+from keylayers.cli.terminal import UNFINISHED, quiet_libraries, redact_paths, say
 from keylayers.errors import BadInput
 
 PAGE, FIGURES = "league.md", "league.json"
@@ -26,7 +26,7 @@ def run_league(options: Mapping[str, Any]) -> None:
     from keylayers.data.sources import source_files
     from keylayers.league.play import play
     from keylayers.league.standings import draw_standings
-    from keylayers.league.tables import introduction, picture_of, plain, tables
+    from keylayers.league.tables import introduction, picture_of, tables, to_json
     from keylayers.runs import Given, open_run, write_json, write_text
     from keylayers.studies.pages import page
 
@@ -41,8 +41,8 @@ def run_league(options: Mapping[str, Any]) -> None:
     given = Given((options["model"],), tuple(file for files in read for file in files))
     with open_run(folder, "league", settings, given=given, fresh=options["fresh"]) as run:
         for played in play(league, run, options["processes"]):
-            write_json(folder / FIGURES, json.loads(placeless(json.dumps({"games": plain(played)}))))
-            text = placeless(page("The league of criteria", introduction(played), tables(played)))
+            write_json(folder / FIGURES, json.loads(redact_paths(json.dumps({"games": to_json(played)}))))
+            text = redact_paths(page("The league of criteria", introduction(played), tables(played)))
             write_text(folder / PAGE, UNFINISHED + text)
             draw_standings(picture_of(played), folder)
             say(f"so far in {folder / PAGE}")
@@ -68,7 +68,7 @@ def shares(text: str) -> tuple[float, ...]:
 def _league(options: Mapping[str, Any], budgets: tuple[float, ...]) -> Any:
     from keylayers.inputs.text import Inputs
     from keylayers.league.entrants import ENTRANTS, League, entrants_of
-    from keylayers.studies.retraining import Rates
+    from keylayers.studies.retraining import LearningRateGrid
     from keylayers.studies.text_task import Task
     from keylayers.training.adapters import LoraSettings
     from keylayers.training.trainer import TrainSettings
@@ -89,7 +89,7 @@ def _league(options: Mapping[str, Any], budgets: tuple[float, ...]) -> Any:
         tuple(entrants) or tuple(ENTRANTS),
         budgets,
         options["seeds"],
-        Rates(rates),
+        LearningRateGrid(rates),
     )
 
 

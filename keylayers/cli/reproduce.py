@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from keylayers.cli.terminal import UNFINISHED, placeless, quiet_libraries, say
+from keylayers.cli.terminal import UNFINISHED, quiet_libraries, redact_paths, say
 from keylayers.errors import BadInput, UnknownName
 from keylayers.papers.registry import MASKS, PAPERS, load_paper
 from keylayers.studies.study import SCALES
@@ -34,8 +34,10 @@ def run_reproduce(paper: str, scale: str, out: Path | None, processes: int, fres
     given = given_of(plan)
     with open_run(folder, f"reproduce {paper}", {"scale": scale}, given=given, fresh=fresh) as run:
         for results in experiment.reproduce(plan, run, processes):
-            write_json(folder / "results.json", json.loads(placeless(json.dumps(experiment.to_json(results)))))
-            write_text(folder / "results.md", UNFINISHED + (text := placeless(experiment.render_page(results, scale))))
+            write_json(folder / "results.json", json.loads(redact_paths(json.dumps(experiment.to_json(results)))))
+            write_text(
+                folder / "results.md", UNFINISHED + (text := redact_paths(experiment.render_page(results, scale)))
+            )
             say(f"so far in {folder / 'results.md'}")
         write_text(folder / "results.md", text)
     say(text)

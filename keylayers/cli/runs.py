@@ -29,7 +29,7 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     from keylayers.inputs.text import Inputs, tuned_place
     from keylayers.recipes.early_stopping import StopEarly, settling_of
     from keylayers.recipes.early_stopping_text import in_words
-    from keylayers.recipes.score import score
+    from keylayers.recipes.score import score_layers
     from keylayers.recipes.score_request import ScoreRequest, checked
     from keylayers.runs import Given, open_run
     from keylayers.scores.files import save
@@ -59,7 +59,7 @@ def run_score(names: list[str] | None, options: dict[str, Any]) -> None:
     tuned = None if options["tuned"] is None else tuned_place(options["tuned"])
     given = Given((options["model"], options["weights"], tuned, options["sibling"]), source_files(options["data"]))
     with open_run(folder, "score", request, given=given, fresh=options["fresh"]) as run:
-        results = score(request, run)
+        results = score_layers(request, run)
     if (decided := settling_of(folder)) is not None:
         say(worded(in_words(decided)))
     for name, result in results.items():
@@ -129,10 +129,10 @@ def run_revert(base: str, tuned: str, scores: Path, out: Path, policy: str, rema
     """`keylayers revert`."""
     from keylayers.runs import note
     from keylayers.scores import load_scores, select
-    from keylayers.scores.caveats import caveats
+    from keylayers.scores.caveats import list_caveats
 
     selection = select(load_scores(scores), policy)
-    for caveat in caveats(selection):
+    for caveat in list_caveats(selection):
         note(caveat)
     quiet_libraries()
     from keylayers.actions.reverting import write_reverted

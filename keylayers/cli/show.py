@@ -57,9 +57,9 @@ def show_agreement(
     else:
         say(str(table))
     if plot is not None:
-        from keylayers.report.heatmap import heatmap
+        from keylayers.report.heatmap import draw_heatmap
 
-        heatmap(scores, labels, plot)
+        draw_heatmap(scores, labels, plot)
         say(f"picture in {plot}")
     settings = {
         "files": paths,

@@ -18,7 +18,7 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def placeless(text: str) -> str:
+def redact_paths(text: str) -> str:
     """The text with the folders of real models and data under the names of the variables that say where they are."""
     for name in ("KEYLAYERS_MODELS", "KEYLAYERS_DATA"):
         if place := os.environ.get(name):

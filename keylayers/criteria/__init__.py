@@ -39,7 +39,8 @@ CRITERIA = {
     "class_separation": "how much a layer draws the inputs of each class together: the layer of interest (DBALFA)",
     "random": "a seeded random number: the control",
 }
-"""Name -> one line on the idea; the name is also the file's and the function's."""
+"""Name -> one line on the idea; the name is also the file's, and `score_NAME` the function's."""
+PREFIX = "score_"
 
 DEFAULT = "path_integral"
 DEFAULT_SETTINGS: dict[str, str] = {"points": "1"}
@@ -55,4 +56,4 @@ def check(name: str) -> None:
 def get(name: str) -> "Criterion":
     """The criterion of that name. Raises UnknownName with the nearest names."""
     check(name)
-    return getattr(importlib.import_module(f"{__name__}.{name}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{name}"), f"{PREFIX}{name}")

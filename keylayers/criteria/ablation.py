@@ -7,7 +7,7 @@ from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, 
 from keylayers.criteria.support.batch_groups import per_token
 from keylayers.criteria.support.cost import Work
 from keylayers.criteria.support.removing import Replace, costs_without
-from keylayers.criteria.support.spans import enough_layers, shares_above, windows
+from keylayers.criteria.support.spans import enough_layers, shares_above, split_windows
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 from keylayers.settings import Count, Seed
@@ -27,7 +27,7 @@ class Ablation(CriterionSettings):
 
 
 def _work(layers: Sequence[Layer], settings: Ablation, batches: int) -> Work:
-    sets = list(dict.fromkeys(windows(layers, settings.window)))
+    sets = list(dict.fromkeys(split_windows(layers, settings.window)))
     blocks = max((layer.block + 1 for layer in layers if layer.block is not None), default=0)
     above = shares_above(layers, sets)
     free = sum(len(places) / blocks for places in sets if layers[places[0]].kind == "block")
@@ -38,7 +38,7 @@ def _work(layers: Sequence[Layer], settings: Ablation, batches: int) -> Work:
 
 
 @criterion("model", "data", settings=Ablation, work=_work, fits=enough_layers, optional=["measure"])
-def ablation(evidence: Evidence, layers: Sequence[Layer], settings: Ablation) -> LayerScores:
+def score_ablation(evidence: Evidence, layers: Sequence[Layer], settings: Ablation) -> LayerScores:
     """Cost of the model without a layer minus its cost with it; the loss in nats per token; below 0 where it harms.
 
     The cost is the evidence's measure (error rates, in [-1, 1] as a score), else its loss. Zero ablation of a block is
@@ -53,7 +53,7 @@ def ablation(evidence: Evidence, layers: Sequence[Layer], settings: Ablation) ->
     """
     # deviates: the paper samples whole answers and reports accuracy; here the default is the loss per token by teacher
     # forcing, because a difference of accuracies over 50 sampled answers has a standard error of 7 points or more.
-    places = windows(layers, settings.window)
+    places = split_windows(layers, settings.window)
     sets = list(dict.fromkeys(places))
     whole, without, terms = costs_without(
         evidence, [[layers[place] for place in one] for one in sets], settings.replace, settings.seed

@@ -17,7 +17,7 @@ class AddOneIn(CriterionSettings):
 
 
 @criterion("model", "deltas", "data", settings=AddOneIn, work=one_at_a_time)
-def add_one_in(evidence: Evidence, layers: Sequence[Layer], settings: AddOneIn) -> LayerScores:
+def score_add_one_in(evidence: Evidence, layers: Sequence[Layer], settings: AddOneIn) -> LayerScores:
     """Loss of the base model minus its loss with one layer's change, in nats per token; negative where it hurts alone.
 
     Cost: one forward pass per layer over the data, from the layer's block upward.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keylayers.criteria.block_influence import same_shape, unit
 from keylayers.criteria.protocol import CriterionSettings, Evidence
-from keylayers.criteria.support.hidden_states import Position, Seen
+from keylayers.criteria.support.hidden_states import HiddenStates, Position
 from keylayers.criteria.support.observers import Blocks, Means, Observed, observing
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
@@ -34,7 +34,7 @@ def _fits(layers: Sequence[Layer], settings: AngularDistance, batches: int) -> N
 
 
 @observing(settings=AngularDistance, fits=_fits)
-def angular_distance(evidence: Evidence, blocks: Blocks, settings: AngularDistance) -> "Angles":
+def score_angular_distance(evidence: Evidence, blocks: Blocks, settings: AngularDistance) -> "Angles":
     """(1/pi) E arccos cos(hidden states before, after) over a span of blocks, in [0, 1]; least of a block's spans.
 
     Gromov et al. 2024, Eq. 5: the span of the smallest distance is the one to remove, so high is critical. The paper
@@ -62,7 +62,7 @@ class Angles:
         last = {stack: max(i for i in range(count) if blocks.stacks[i] == stack) for stack in blocks.stacks}
         self.starts = [start for start in range(count) if start + settings.span - 1 <= last[blocks.stacks[start]]]
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: HiddenStates) -> None:
         sums, counts = [], []
         position, layers = self.settings.position, self.blocks.layers
         for start in self.starts:

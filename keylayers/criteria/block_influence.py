@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from keylayers.criteria.protocol import CriterionSettings, Evidence
-from keylayers.criteria.support.hidden_states import Position, Seen
+from keylayers.criteria.support.hidden_states import HiddenStates, Position
 from keylayers.criteria.support.observers import Blocks, Means, Observed, observing
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
@@ -22,7 +22,7 @@ class BlockInfluence(CriterionSettings):
 
 
 @observing(settings=BlockInfluence)
-def block_influence(evidence: Evidence, blocks: Blocks, settings: BlockInfluence) -> "Influence":
+def score_block_influence(evidence: Evidence, blocks: Blocks, settings: BlockInfluence) -> "Influence":
     """1 - E cos(hidden states in, hidden states out) of each block, in [0, 2]; 0 for one that only scales them.
 
     ShortGPT (Men et al. 2024, Eq. 1): blocks of low influence are the ones to remove, so high is critical. Computed as
@@ -40,7 +40,7 @@ class Influence:
     def __init__(self, blocks: Blocks, settings: BlockInfluence) -> None:
         self.blocks, self.settings, self.means = blocks, settings, Means()
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: HiddenStates) -> None:
         sums, counts = [], []
         entering: tuple[Tensor, Tensor] | None = None
         for index, layer in enumerate(self.blocks.layers):

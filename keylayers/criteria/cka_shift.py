@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from keylayers.criteria.protocol import CriterionSettings, Evidence
-from keylayers.criteria.support.hidden_states import Position, Seen, Side
+from keylayers.criteria.support.hidden_states import HiddenStates, Position, Side
 from keylayers.criteria.support.observers import Blocks, Observed, Observer, observing
 from keylayers.criteria.support.pooled import Rows, jackknife_bounds, mean_over
 from keylayers.criteria.support.spans import Odd, check_odd
@@ -57,7 +57,7 @@ def _fits(layers: Sequence[Layer], settings: CkaShift, batches: int) -> None:
 
 
 @observing(settings=CkaShift, fits=_fits)
-def cka_shift(evidence: Evidence, blocks: Blocks, settings: CkaShift) -> Observer:
+def score_cka_shift(evidence: Evidence, blocks: Blocks, settings: CkaShift) -> Observer:
     """1 - mean CKA of a block's output with its neighbours', in [0, 1] if biased, [0, 2] if not; high = change point.
 
     The paper's delta (Liu et al. 2025, average CKA with neighbours) is low at critical layers; this is 1 - delta, so
@@ -101,7 +101,7 @@ class RowShift:
         self.blocks, self.settings = blocks, settings
         self.rows = [Rows(blocks, side, settings.position) for side in _sides(settings)]
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: HiddenStates) -> None:
         for rows in self.rows:
             rows.observe(seen)
 
@@ -127,7 +127,7 @@ class TokenShift:
         self.members = [[block for block in range(count) if blocks.stacks[block] == stack] for stack in stacks]
         self.groups = [Groups(settings.kernel) for _ in stacks]
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: HiddenStates) -> None:
         for members, group in zip(self.members, self.groups, strict=True):
             group.add([seen.rows(block, side, "all") for side in _sides(self.settings) for block in members])
 

@@ -52,7 +52,7 @@ def _work(layers: Sequence[Layer], settings: ClassSeparation, batches: int) -> W
 
 
 @criterion("model", "data", settings=ClassSeparation, work=_work, labelled=True)
-def class_separation(evidence: Evidence, layers: Sequence[Layer], settings: ClassSeparation) -> LayerScores:
+def score_class_separation(evidence: Evidence, layers: Sequence[Layer], settings: ClassSeparation) -> LayerScores:
     """Rise of the classes' cohesion across a layer, mean over classes, in [-2, 2]; `groups` holds each class's own.
 
     Cohesion of class c at layer l is the mean cosine of its records' features with their centroid; the score is

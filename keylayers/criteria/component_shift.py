@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from keylayers.criteria.protocol import CriterionSettings, Evidence
-from keylayers.criteria.support.hidden_states import Position, Seen
+from keylayers.criteria.support.hidden_states import HiddenStates, Position
 from keylayers.criteria.support.observers import Blocks, Observed, observing
 from keylayers.criteria.support.pooled import Rows, jackknife_bounds, mean_over
 from keylayers.criteria.support.spans import Odd, check_odd
@@ -48,7 +48,7 @@ def _fits(layers: Sequence[Layer], settings: ComponentShift, batches: int) -> No
 
 
 @observing(settings=ComponentShift, fits=_fits)
-def component_shift(evidence: Evidence, blocks: Blocks, settings: ComponentShift) -> "Shift":
+def score_component_shift(evidence: Evidence, blocks: Blocks, settings: ComponentShift) -> "Shift":
     """1 - mean canonical correlation of a block's top principal components with its neighbours', in [0, 1].
 
     Liu et al. 2025 (spectral analysis): the scores of the samples on the first components of two blocks are compared by
@@ -71,7 +71,7 @@ class Shift:
         self.rows = Rows(blocks, "after", settings.position)
         self.near = [blocks.neighbours(block, settings.window // 2) for block in range(len(blocks.layers))]
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: HiddenStates) -> None:
         self.rows.observe(seen)
 
     def finish(self) -> Observed:

@@ -28,7 +28,7 @@ class ConditionNumber(CriterionSettings):
 
 
 @criterion("weights", settings=ConditionNumber, work=nothing)
-def condition_number(evidence: Evidence, layers: Sequence[Layer], settings: ConditionNumber) -> LayerScores:
+def score_condition_number(evidence: Evidence, layers: Sequence[Layer], settings: ConditionNumber) -> LayerScores:
     """Minus log10 of the condition number s_1 / s_min of each layer's matrix, in [-7, 0]; no forward pass, no data.
 
     Critical = worth training: KappaTune (arXiv 2506.16289) takes the lowest condition numbers, whose matrices

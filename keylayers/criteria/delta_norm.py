@@ -26,7 +26,7 @@ class DeltaNorm(CriterionSettings):
 
 
 @criterion("model", "deltas", settings=DeltaNorm, work=nothing)
-def delta_norm(evidence: Evidence, layers: Sequence[Layer], settings: DeltaNorm) -> LayerScores:
+def score_delta_norm(evidence: Evidence, layers: Sequence[Layer], settings: DeltaNorm) -> LayerScores:
     """Frobenius norm of each layer's change, at least 0; no forward pass. Dense deltas stream one tensor at a time.
 
     Raises:

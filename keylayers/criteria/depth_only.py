@@ -32,7 +32,7 @@ class DepthOnly(CriterionSettings):
 
 
 @criterion(settings=DepthOnly, work=nothing)
-def depth_only(evidence: Evidence, layers: Sequence[Layer], settings: DepthOnly) -> LayerScores:
+def score_depth_only(evidence: Evidence, layers: Sequence[Layer], settings: DepthOnly) -> LayerScores:
     """Relative depth u of each layer, 1 - u, 1 - |2u - 1| or |2u - 1|, in [0, 1]; needs the list of layers alone.
 
     Critical = what a practitioner trains who looks at nothing: the last layers by custom, and the other orders for

@@ -59,7 +59,7 @@ def _work(layers: Sequence[Layer], settings: FeatureFragility, batches: int) -> 
 
 
 @criterion("model", "data", settings=FeatureFragility, work=_work, images=True)
-def feature_fragility(evidence: Evidence, layers: Sequence[Layer], settings: FeatureFragility) -> LayerScores:
+def score_feature_fragility(evidence: Evidence, layers: Sequence[Layer], settings: FeatureFragility) -> LayerScores:
     """Change of a layer's features under attack over that of the layer before it: a ratio of at least 0.
 
     C_i = W(F_i) / W(F_{i-1}) with W(F) = E_x ||F(x + d) - F(x)||_2 / N, F_i what layer i returns, N its number of

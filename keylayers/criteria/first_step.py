@@ -44,7 +44,7 @@ def _fits(layers: Sequence[Layer], settings: FirstStep, batches: int) -> None:
 
 
 @criterion("model", "data", settings=FirstStep, work=_work, fits=_fits)
-def first_step(evidence: Evidence, layers: Sequence[Layer], settings: FirstStep) -> LayerScores:
+def score_first_step(evidence: Evidence, layers: Sequence[Layer], settings: FirstStep) -> LayerScores:
     """Loss drop per unit of learning rate along Adam's first step, in nats per token; negative where it would do harm.
 
     LoRA starts with B = 0 and A random, so only B has a gradient g. Adam divides each entry by the root of its mean

@@ -32,7 +32,7 @@ def _work(layers: Sequence[Layer], settings: Fisher, batches: int) -> Work:
 
 
 @criterion("model", "data", settings=Fisher, work=_work)
-def fisher(evidence: Evidence, layers: Sequence[Layer], settings: Fisher) -> LayerScores:
+def score_fisher(evidence: Evidence, layers: Sequence[Layer], settings: Fisher) -> LayerScores:
     """Mean over examples of |d log p(answer) / d weights|^2, summed over the layer; nats^2 per example, at least 0.
 
     The trace of the layer's empirical Fisher information: labels are the data's, not drawn from the model (Kirkpatrick

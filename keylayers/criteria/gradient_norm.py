@@ -24,7 +24,7 @@ def _work(layers: Sequence[Layer], settings: GradientNorm, batches: int) -> Work
 
 
 @criterion("model", "data", settings=GradientNorm, work=_work, fits=enough_batches)
-def gradient_norm(evidence: Evidence, layers: Sequence[Layer], settings: GradientNorm) -> LayerScores:
+def score_gradient_norm(evidence: Evidence, layers: Sequence[Layer], settings: GradientNorm) -> LayerScores:
     """Frobenius norm of the gradient of the layer's weights, in nats per token and unit of weight.
 
     High = the loss falls fastest there, so that the layer is worth training (not: that it may not be removed). An

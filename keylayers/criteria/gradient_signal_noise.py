@@ -44,7 +44,9 @@ def _fits(layers: Sequence[Layer], settings: GradientSignalNoise, batches: int) 
 
 
 @criterion("model", "data", settings=GradientSignalNoise, work=_work, fits=_fits)
-def gradient_signal_noise(evidence: Evidence, layers: Sequence[Layer], settings: GradientSignalNoise) -> LayerScores:
+def score_gradient_signal_noise(
+    evidence: Evidence, layers: Sequence[Layer], settings: GradientSignalNoise
+) -> LayerScores:
     """mean(g)^2 / var(g) over the gradients of batches, of each layer's weights; high = they agree: worth training.
 
     Lee et al. 2023 (surgical fine-tuning), Auto-SNR. With n batches of variance s^2 the squared mean holds

@@ -74,7 +74,7 @@ def _work(layers: Sequence[Layer], settings: LearnedMask, batches: int) -> Work:
 
 
 @criterion("model", "deltas", "data", settings=LearnedMask, work=_work)
-def learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask) -> LayerScores:
+def score_learned_mask(evidence: Evidence, layers: Sequence[Layer], settings: LearnedMask) -> LayerScores:
     """The learned score s of each layer's gate sigmoid(s); any real number, mean over seeds.
 
     Gates multiply the *change* of each layer, theta_0 + sigmoid(s) * delta (Eq. 6), and s alone is trained on the loss

@@ -17,7 +17,7 @@ class LeaveOneOut(CriterionSettings):
 
 
 @criterion("model", "deltas", "data", settings=LeaveOneOut, work=one_at_a_time)
-def leave_one_out(evidence: Evidence, layers: Sequence[Layer], settings: LeaveOneOut) -> LayerScores:
+def score_leave_one_out(evidence: Evidence, layers: Sequence[Layer], settings: LeaveOneOut) -> LayerScores:
     """Loss of the tuned model without one layer's change, minus its loss with all, in nats per token.
 
     Mask validity in its plainest form. Cost: one forward pass per layer over the data, from the layer's block upward.

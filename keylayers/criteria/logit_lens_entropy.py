@@ -10,7 +10,7 @@ from torch import Tensor
 
 from keylayers.criteria.protocol import CriterionSettings, Evidence
 from keylayers.criteria.support.cost import Work
-from keylayers.criteria.support.hidden_states import Position, Seen
+from keylayers.criteria.support.hidden_states import HiddenStates, Position
 from keylayers.criteria.support.observers import Blocks, Means, Observed, observing
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
@@ -33,7 +33,7 @@ def _work(layers: Sequence[Layer], settings: LogitLensEntropy, batches: int) -> 
 
 
 @observing(settings=LogitLensEntropy, work=_work)
-def logit_lens_entropy(evidence: Evidence, blocks: Blocks, settings: LogitLensEntropy) -> "Lens":
+def score_logit_lens_entropy(evidence: Evidence, blocks: Blocks, settings: LogitLensEntropy) -> "Lens":
     """Entropy of the logit lens before a block minus after it, in nats; negative where the block makes it less certain.
 
     The lens is the model's own final norm, head, scale and soft cap applied to the hidden states of any block
@@ -71,7 +71,7 @@ class Lens:
         self.blocks, self.settings, self.readout, self.means = blocks, settings, readout, Means()
         self.entering, self.step = Means(), 1  # rows at a time, until a row shows how wide the vocabulary is
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: HiddenStates) -> None:
         sums, starts, counts = [], [], []
         before: tuple[Tensor, float] | None = None
         for index in range(len(self.blocks.layers)):
@@ -85,7 +85,7 @@ class Lens:
         self.means.add(sums, counts)
         self.entering.add(starts, counts)
 
-    def _sum(self, rows: Float[Tensor, "rows d_model"], seen: Seen, index: int) -> float:
+    def _sum(self, rows: Float[Tensor, "rows d_model"], seen: HiddenStates, index: int) -> float:
         """Summed entropy of the lens over rows."""
         total, done, dtype = 0.0, 0, seen.hidden(index, "after").dtype
         while done < len(rows):

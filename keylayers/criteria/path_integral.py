@@ -31,7 +31,7 @@ def _work(layers: Sequence[Layer], settings: PathIntegral, batches: int) -> Work
 
 
 @criterion("model", "deltas", "data", settings=PathIntegral, work=_work)
-def path_integral(evidence: Evidence, layers: Sequence[Layer], settings: PathIntegral) -> LayerScores:
+def score_path_integral(evidence: Evidence, layers: Sequence[Layer], settings: PathIntegral) -> LayerScores:
     """Loss drop that each layer's change brings, in nats per token; negative where the change hurts.
 
     score_l = -integral_0^1 dL/dgate_l at theta_0 + t * delta dt, by Gauss-Legendre quadrature (integrated gradients,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from keylayers.criteria import PREFIX
 from keylayers.criteria.support.cost import Counting
 from keylayers.errors import BadInput
 from keylayers.layers.deltas import Deltas, deltas_from_checkpoints
@@ -166,7 +167,7 @@ def criterion(
     labelled: bool = False,
     fits: Fitting | None = None,
 ) -> Callable[[Callable[..., LayerScores]], Criterion]:
-    """Declares a function as a criterion of its own name, with what it needs, its settings class, its work, what alone
+    """Declares a function `score_NAME` as the criterion NAME: what it needs, its settings class, its work, what alone
     it can score, whether it takes images alone, whether it must know a class of every record, and what it asks of the
     number of layers and batches."""
     unknown = {*needs, *optional} - NEEDS.keys()
@@ -174,7 +175,15 @@ def criterion(
 
     def declare(compute: Callable[..., LayerScores]) -> Criterion:
         summary = (inspect.getdoc(compute) or "").split("\n")[0]
-        who = (compute.__name__, compute, frozenset(needs), settings, summary, work, frozenset(optional))
+        who = (
+            compute.__name__.removeprefix(PREFIX),
+            compute,
+            frozenset(needs),
+            settings,
+            summary,
+            work,
+            frozenset(optional),
+        )
         return Criterion(*who, tuple(granularities), images, labelled, fits)
 
     return declare

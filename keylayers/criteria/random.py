@@ -20,7 +20,7 @@ class Random(CriterionSettings):
 
 
 @criterion(settings=Random, work=nothing)
-def random(evidence: Evidence, layers: Sequence[Layer], settings: Random) -> LayerScores:
+def score_random(evidence: Evidence, layers: Sequence[Layer], settings: Random) -> LayerScores:
     """A uniform number in [0, 1) per layer, from the seed alone."""
     values = np.random.default_rng(settings.seed).random(len(layers))
     return scored(evidence, layers, values, criterion="random", settings=settings)

@@ -26,7 +26,7 @@ def _work(layers: Sequence[Layer], settings: RelativeGradient, batches: int) -> 
 
 
 @criterion("model", "data", settings=RelativeGradient, work=_work, fits=enough_batches)
-def relative_gradient(evidence: Evidence, layers: Sequence[Layer], settings: RelativeGradient) -> LayerScores:
+def score_relative_gradient(evidence: Evidence, layers: Sequence[Layer], settings: RelativeGradient) -> LayerScores:
     """||g|| / ||theta|| of each layer, by which Auto-RGN sets learning rates; high = worth training.
 
     Lee et al. 2023 (surgical fine-tuning). Cost and memory as `gradient_norm`. A layer whose weights are all

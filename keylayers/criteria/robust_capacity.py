@@ -46,7 +46,7 @@ def _work(layers: Sequence[Layer], settings: RobustCapacity, batches: int) -> Wo
 
 
 @criterion("model", "data", settings=RobustCapacity, work=_work, images=True)
-def robust_capacity(evidence: Evidence, layers: Sequence[Layer], settings: RobustCapacity) -> LayerScores:
+def score_robust_capacity(evidence: Evidence, layers: Sequence[Layer], settings: RobustCapacity) -> LayerScores:
     """Most that the loss on attacked images rises in a ball around a layer's weights; nats per image, at least 0.
 
     max over ||W - W_0||_F <= radius ||W_0||_F of the loss, minus the loss at W_0, on images attacked once at W_0

@@ -53,7 +53,7 @@ def _work(layers: Sequence[Layer], settings: Shapley, batches: int) -> Work:
 
 
 @criterion("model", "data", settings=Shapley, work=_work, optional=["measure"])
-def shapley(evidence: Evidence, layers: Sequence[Layer], settings: Shapley) -> LayerScores:
+def score_shapley(evidence: Evidence, layers: Sequence[Layer], settings: Shapley) -> LayerScores:
     """Shapley value of each layer for the cost of the model: by loss, in nats per token; negative where it does harm.
 
     From the whole model the layers are removed one after another (zero ablation, a block becomes the identity), in many

@@ -28,7 +28,7 @@ class SignalNoise(CriterionSettings):
 
 
 @criterion("weights", settings=SignalNoise, work=nothing)
-def signal_noise(evidence: Evidence, layers: Sequence[Layer], settings: SignalNoise) -> LayerScores:
+def score_signal_noise(evidence: Evidence, layers: Sequence[Layer], settings: SignalNoise) -> LayerScores:
     """Share of the sum of singular values that lies above noise, in [0, 1]; no forward pass, no data.
 
     Critical = worth training, which is how Spectrum (Hartford et al. 2024, arXiv 2406.06623) reads a high ratio.

@@ -49,7 +49,7 @@ def _work(layers: Sequence[Layer], settings: SkipSuppression, batches: int) -> W
 
 
 @criterion("model", "data", settings=SkipSuppression, work=_work, granularities=["skip"])
-def skip_suppression(evidence: Evidence, layers: Sequence[Layer], settings: SkipSuppression) -> LayerScores:
+def score_skip_suppression(evidence: Evidence, layers: Sequence[Layer], settings: SkipSuppression) -> LayerScores:
     """Steepest fall of attack success as a skip is turned down from 1 to 0, weighted towards falls that end low; at
     most 1, below 0 where success only rises.
 

@@ -34,7 +34,7 @@ class SpectralExponent(CriterionSettings):
 
 
 @criterion("weights", settings=SpectralExponent, work=nothing)
-def spectral_exponent(evidence: Evidence, layers: Sequence[Layer], settings: SpectralExponent) -> LayerScores:
+def score_spectral_exponent(evidence: Evidence, layers: Sequence[Layer], settings: SpectralExponent) -> LayerScores:
     """Exponent alpha > 1 of the tail of each layer's eigenvalues, s^2 of its matrix; no forward pass, no data.
 
     alpha = 1 + k / sum_{i=1..k} ln(x_i / x_{k+1}), x the eigenvalues, largest first (Hill 1975); of several matrices

@@ -7,7 +7,7 @@ from keylayers.criteria.protocol import CriterionSettings, Evidence, criterion, 
 from keylayers.criteria.support.batch_groups import per_token
 from keylayers.criteria.support.cost import Work
 from keylayers.criteria.support.one_at_a_time import losses_one_at_a_time
-from keylayers.criteria.support.spans import enough_layers, shares_above, windows
+from keylayers.criteria.support.spans import enough_layers, shares_above, split_windows
 from keylayers.layers.layer import Layer
 from keylayers.scores.scores import LayerScores
 from keylayers.settings import Count
@@ -23,13 +23,13 @@ class Substitution(CriterionSettings):
 
 
 def _work(layers: Sequence[Layer], settings: Substitution, batches: int) -> Work:
-    sets = dict.fromkeys(windows(layers, settings.window))
+    sets = dict.fromkeys(split_windows(layers, settings.window))
     above = sum(shares_above(layers, sets))
     return Work(batches, 0, partial=batches * len(sets), share=above / max(len(sets), 1))
 
 
 @criterion("model", "deltas", "data", settings=Substitution, work=_work, fits=enough_layers)
-def substitution(evidence: Evidence, layers: Sequence[Layer], settings: Substitution) -> LayerScores:
+def score_substitution(evidence: Evidence, layers: Sequence[Layer], settings: Substitution) -> LayerScores:
     """Loss of the tuned model with the base's weights in a window around a layer, minus its own, in nats per token.
 
     The ground truth of Liu et al. 2025 (data-oblivious critical layers): L(theta_T with blocks l-2..l+2 of theta_0).
@@ -38,7 +38,7 @@ def substitution(evidence: Evidence, layers: Sequence[Layer], settings: Substitu
     """
     # deviates: the paper reports the loss and leaves out the two layers at each end; here the tuned loss is subtracted,
     # so that 0 means not needed, and windows move inwards at the ends, so that every layer has a score.
-    places = windows(layers, settings.window)
+    places = split_windows(layers, settings.window)
     sets = list(dict.fromkeys(places))
     tuned, without, terms = losses_one_at_a_time(evidence, layers, others=1.0, together=sets)
     values, repeats = per_token(without - tuned[:, None], terms)

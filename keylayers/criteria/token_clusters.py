@@ -8,12 +8,12 @@ from annotated_types import Ge, Le
 from jaxtyping import Float, Int
 
 from keylayers.criteria.protocol import CriterionSettings, Evidence
-from keylayers.criteria.support.hidden_states import Seen
+from keylayers.criteria.support.hidden_states import HiddenStates
 from keylayers.criteria.support.observers import Blocks, Observed, observing
 from keylayers.criteria.support.token_sample import State, TokenSample
 from keylayers.errors import BadInput, Diverged
 from keylayers.maths.clusters import clustered, mutual_information
-from keylayers.maths.elbow import LEAST, elbow
+from keylayers.maths.elbow import LEAST, find_elbow
 from keylayers.settings import Count, Natural, Seed
 
 Reference = Literal["previous", "first"]
@@ -50,7 +50,7 @@ class TokenClusters(CriterionSettings):
 
 
 @observing(settings=TokenClusters)
-def token_clusters(evidence: Evidence, blocks: Blocks, settings: TokenClusters) -> "Regrouping":
+def score_token_clusters(evidence: Evidence, blocks: Blocks, settings: TokenClusters) -> "Regrouping":
     """Mutual information of token clusters that is lost at a block, at most 1; high = the block regroups tokens.
 
     After Nepal et al. 2025, whose procedure is not published in full: k-means of the hidden states after each block,
@@ -79,7 +79,7 @@ class Regrouping:
             states += [(block, "before") for block in range(len(blocks.layers))]
         self.sample = TokenSample(blocks, states, settings.tokens)
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: HiddenStates) -> None:
         self.sample.observe(seen)
 
     def finish(self) -> Observed:
@@ -131,5 +131,5 @@ class Regrouping:
         own = curve[: self.blocks.stacks.count(self.blocks.stacks[0])]
         if len(own) < LEAST:
             return {}
-        found = elbow(own)
+        found = find_elbow(own)
         return {"elbow": self.blocks.layers[found.place].name, "elbow_confidence": found.confidence}

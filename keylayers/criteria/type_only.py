@@ -43,7 +43,7 @@ def _fits(layers: Sequence[Layer], settings: TypeOnly, batches: int) -> None:
 
 
 @criterion(settings=TypeOnly, work=nothing, fits=_fits)
-def type_only(evidence: Evidence, layers: Sequence[Layer], settings: TypeOnly) -> LayerScores:
+def score_type_only(evidence: Evidence, layers: Sequence[Layer], settings: TypeOnly) -> LayerScores:
     """Number of kinds ranked below a layer's own, plus a seeded number in [0, 1); needs the list of layers alone.
 
     Critical = of a kind that is trained by habit. Inside a kind nothing is known, and forward order would be knowledge

@@ -12,7 +12,7 @@ from keylayers.actions.finetuning import METHODS, check_method, is_quantised
 from keylayers.actions.freezing import selected_parameters
 from keylayers.criteria.protocol import NEEDS
 from keylayers.doctor.guard import attached
-from keylayers.doctor.probe import Patient, layers_of, some
+from keylayers.doctor.probe import ModelUnderTest, layers_of, some
 from keylayers.errors import KeylayersError
 from keylayers.exports import TARGETS
 from keylayers.exports.target import export
@@ -33,7 +33,7 @@ class Ability:
     """What it works on, what it needs, or the reason why not."""
 
 
-def abilities(patient: Patient, layers: Sequence[Layer], selection: Selection) -> Iterator[Ability]:
+def abilities(patient: ModelUnderTest, layers: Sequence[Layer], selection: Selection) -> Iterator[Ability]:
     """Every command's verdict, as each is known; export and tuning are tried with this selection."""
     yield _listing(patient)
     yield from _scoring(patient)
@@ -42,7 +42,7 @@ def abilities(patient: Patient, layers: Sequence[Layer], selection: Selection) -
     yield from _exporting(patient, selection)
 
 
-def _listing(patient: Patient) -> Ability:
+def _listing(patient: ModelUnderTest) -> Ability:
     counts = {name: len(layers_of(patient.model, name)) for name in GRANULARITIES}
     present = [f"{count} {name}" for name, count in counts.items() if count]
     absent = [name for name, count in counts.items() if not count]
@@ -50,7 +50,7 @@ def _listing(patient: Patient) -> Ability:
     return Ability("layers", "yes" if present else "no", (", ".join(present) or "nothing found") + left)
 
 
-def _scoring(patient: Patient) -> Iterator[Ability]:
+def _scoring(patient: ModelUnderTest) -> Iterator[Ability]:
     for name in criteria.CRITERIA:
         criterion, layers = criteria.get(name), layers_of(patient.model, "linear")
         needs, work = criterion.needs, criterion.work
@@ -71,12 +71,12 @@ def _scoring(patient: Patient) -> Iterator[Ability]:
             yield Ability(command, "yes", f"needs {', '.join(wanted)}" if wanted else "needs nothing")
 
 
-def _failing(patient: Patient, *gates: str) -> str | None:
+def _failing(patient: ModelUnderTest, *gates: str) -> str | None:
     found = patient.findings
     return next((name for name in gates if name in found and found[name].status == "fail"), None)
 
 
-def _tuning(patient: Patient, layers: Sequence[Layer]) -> Iterator[Ability]:
+def _tuning(patient: ModelUnderTest, layers: Sequence[Layer]) -> Iterator[Ability]:
     quantised = is_quantised(patient.model)
     text = "" if patient.loaded.tokenizer is not None else "; from Python only: without a tokenizer no text can be read"
     for method in METHODS:
@@ -97,7 +97,7 @@ def _tuning(patient: Patient, layers: Sequence[Layer]) -> Iterator[Ability]:
         yield Ability(command, verdict, told)
 
 
-def _four_bits(patient: Patient, command: str) -> Ability:
+def _four_bits(patient: ModelUnderTest, command: str) -> Ability:
     if not hasattr(patient.model, "config"):
         return Ability(command, "no", "only Hugging Face models are loaded in 4 bits")
     if importlib.util.find_spec("bitsandbytes") is None:
@@ -117,7 +117,7 @@ def _refused_in_full(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str
     return refused
 
 
-def _refused_by_peft(patient: Patient, layers: Sequence[Layer]) -> dict[str, str]:
+def _refused_by_peft(patient: ModelUnderTest, layers: Sequence[Layer]) -> dict[str, str]:
     """Layer -> why peft cannot adapt it; asked kind by kind, and only where not all go at once."""
     kinds: dict[str, list[Layer]] = {}
     for layer in layers:
@@ -145,14 +145,14 @@ def _short(error: Exception) -> str:
     return text if len(text) <= 240 else f"{text[:237]}..."
 
 
-def _reverting(patient: Patient) -> Ability:
+def _reverting(patient: ModelUnderTest) -> Ability:
     folder = patient.loaded.folder
     if folder is None or not any(folder.glob("*.safetensors")):
         return Ability("revert", "no", "works on checkpoint folders of safetensors, and this model comes from none")
     return Ability("revert", "yes", "streams the safetensors; needs a folder of a tuned one (keylayers revert --tuned)")
 
 
-def _exporting(patient: Patient, selection: Selection) -> Iterator[Ability]:
+def _exporting(patient: ModelUnderTest, selection: Selection) -> Iterator[Ability]:
     for name in TARGETS:
         command = f"export --to {name}"
         try:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from keylayers.doctor.guard import foreign_hooks
 from keylayers.doctor.probe import (
-    Check,
+    CheckResult,
     Inputs,
-    Patient,
+    ModelUnderTest,
     Skipped,
     digest,
     failed,
@@ -37,7 +37,7 @@ class _Call:
     returns_input: bool
 
 
-def acts(patient: Patient) -> Check:
+def acts(patient: ModelUnderTest) -> CheckResult:
     """Every block and layer is called, depends on its input, changes it, and matters to the model's output."""
     inputs, other = patient.probe()
     layers, blocks = patient.layers, patient.blocks
@@ -83,7 +83,7 @@ def _inside(name: str, faults: dict[str, str]) -> bool:
     return any(name == place or name.startswith(f"{place}.") for place in faults)
 
 
-def _calls(patient: Patient, places: Iterable[str], inputs: Inputs) -> dict[str, _Call]:
+def _calls(patient: ModelUnderTest, places: Iterable[str], inputs: Inputs) -> dict[str, _Call]:
     seen: dict[str, _Call] = {}
 
     def note(name: str, before: Tensor, after: Tensor) -> None:
@@ -112,7 +112,7 @@ def _watched(model: nn.Module, places: Iterable[str], note: object) -> Iterator[
 
 
 def _own_faults(
-    patient: Patient,
+    patient: ModelUnderTest,
     layers: tuple[Layer, ...],
     calls: dict[str, _Call],
     again: dict[str, _Call],
@@ -138,13 +138,13 @@ def _own_faults(
     return faults, behind
 
 
-def _is_conditional(patient: Patient, name: str) -> bool:
+def _is_conditional(patient: ModelUnderTest, name: str) -> bool:
     """Whether a layer belongs to one of several experts, which need not get a token."""
     return any(name.startswith(f"{layer.name}.") for layer in layers_of(patient.model, "expert"))
 
 
 def _without_effect(
-    patient: Patient, layers: tuple[Layer, ...], calls: dict[str, _Call], modules: set[str]
+    patient: ModelUnderTest, layers: tuple[Layer, ...], calls: dict[str, _Call], modules: set[str]
 ) -> list[str]:
     """Names without influence on the output: no gradient reaches them, and a change of their output changes nothing."""
     named = [name for name in (*patient.blocks, *(layer.name for layer in layers)) if _place_of(name, modules) in calls]
@@ -155,7 +155,7 @@ def _without_effect(
         return [name for name in named if name not in reached and torch.equal(_shaken(patient, name, modules), whole)]
 
 
-def _reached(patient: Patient, places: list[str], tensors: list[str]) -> set[str]:
+def _reached(patient: ModelUnderTest, places: list[str], tensors: list[str]) -> set[str]:
     """Those that a gradient from the output reaches; one backward pass for all, nothing kept."""
     found: set[str] = set()
     own = parameters_of(patient.model)
@@ -186,7 +186,7 @@ def _reached(patient: Patient, places: list[str], tensors: list[str]) -> set[str
     return found
 
 
-def _shaken(patient: Patient, name: str, modules: set[str]) -> Tensor:
+def _shaken(patient: ModelUnderTest, name: str, modules: set[str]) -> Tensor:
     """The model's output with that layer's output turned over and moved (of a fused tensor: with its weight so)."""
     if name in modules:
         with replaced(patient.model, {name: lambda before, after: 0.5 - 1.5 * after}):

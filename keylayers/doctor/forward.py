@@ -11,9 +11,9 @@ from transformers.pytorch_utils import Conv1D
 
 from keylayers.doctor.guard import foreign_hooks
 from keylayers.doctor.probe import (
-    Check,
+    CheckResult,
     Inputs,
-    Patient,
+    ModelUnderTest,
     Skipped,
     difference,
     digest,
@@ -29,7 +29,7 @@ from keylayers.layers.structure import module_named, uncompiled, walk
 HOOKED = "a hook sits on it: {}; remove it, or expect captures and ablations to show its work"
 
 
-def repeatable(patient: Patient) -> Check:
+def repeatable(patient: ModelUnderTest) -> CheckResult:
     """In eval mode, the same input twice gives the same finite output."""
     first, second = patient.run(), patient.run()
     if not bool(torch.isfinite(first).all()):
@@ -51,7 +51,7 @@ def repeatable(patient: Patient) -> Check:
     )
 
 
-def _first_differing(patient: Patient) -> str:
+def _first_differing(patient: ModelUnderTest) -> str:
     """Where two passes part first: a module that got the same and gave something else."""
     one, two = _digests(patient), _digests(patient)
     for (name, kind, before, after), (_, _, before_again, after_again) in zip(one, two, strict=False):
@@ -60,14 +60,14 @@ def _first_differing(patient: Patient) -> str:
     return "no single module does it"
 
 
-def _first_infinite(patient: Patient) -> str:
+def _first_infinite(patient: ModelUnderTest) -> str:
     for name, kind, before, after in _digests(patient):
         if before[1] == before[1] and after[1] - after[1] != 0:
             return f"first in what {name or 'the model'} ({kind}) returns"
     return "no single module does it"
 
 
-def _digests(patient: Patient) -> list[tuple[str, str, tuple[float, float], tuple[float, float]]]:
+def _digests(patient: ModelUnderTest) -> list[tuple[str, str, tuple[float, float], tuple[float, float]]]:
     """Every module in the order in which they returned, innermost first: name, class, digests of input and output."""
     seen: list[tuple[str, str, tuple[float, float], tuple[float, float]]] = []
     with ExitStack() as stack:
@@ -86,7 +86,7 @@ def _digests(patient: Patient) -> list[tuple[str, str, tuple[float, float], tupl
     return seen
 
 
-def captures(patient: Patient) -> Check:
+def captures(patient: ModelUnderTest) -> CheckResult:
     """What is captured at a layer is what the network computes there and goes on from."""
     _, other = patient.probe()
     model, found = patient.model, {node.name: node.module for node in walk(patient.model)}
@@ -110,7 +110,7 @@ def captures(patient: Patient) -> Check:
     return passed("; ".join(notes)) if notes else _nothing()
 
 
-def _nothing() -> Check:
+def _nothing() -> CheckResult:
     raise Skipped("the network has neither plain linear layers nor blocks")
 
 
@@ -119,7 +119,7 @@ def _by_hand(module: Any, x: Tensor) -> Tensor:
     return functional.linear(x.to(weight.dtype), weight, module.bias)
 
 
-def _going_on(patient: Patient, other: Inputs, whole: Tensor) -> str:
+def _going_on(patient: ModelUnderTest, other: Inputs, whole: Tensor) -> str:
     """Another input's pass, given what the last block returned in the first: it must end in the first's output."""
     last = patient.blocks[-1]
     with capture(patient.model, [last]) as seen:
@@ -132,7 +132,7 @@ def _going_on(patient: Patient, other: Inputs, whole: Tensor) -> str:
     return f"NOT what {last} was seen to return decides the model's output: they differ by {apart:.1e}"
 
 
-def _stopping(patient: Patient) -> str:
+def _stopping(patient: ModelUnderTest) -> str:
     """A pass that ends once the middle block was seen must have seen the same."""
     middle = patient.blocks[len(patient.blocks) // 2]
     with capture(patient.model, [middle]) as complete:
@@ -143,7 +143,7 @@ def _stopping(patient: Patient) -> str:
     return f"{'' if same else 'NOT '}stopping early at {middle} sees the same"
 
 
-def skipping(patient: Patient) -> Check:
+def skipping(patient: ModelUnderTest) -> CheckResult:
     """A skipped block passes its input on, and the network is then the one without that block."""
     patient.probe()
     with capture(patient.model, patient.blocks) as seen:
@@ -205,7 +205,7 @@ def _last_of_stacks(keeping: list[str], blocks: tuple[str, ...]) -> list[str]:
     return [name for name in ends.values() if name in keeping]
 
 
-def _without(patient: Patient, name: str) -> Tensor | None:
+def _without(patient: ModelUnderTest, name: str) -> Tensor | None:
     """The output of the network with the block taken out of its list; None where it cannot run so."""
     place, _, key = name.rpartition(".")
     members = next(node.inner for node in walk(patient.model) if node.name == place)._modules

@@ -6,14 +6,14 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from keylayers.doctor.probe import Check, Patient, Skipped, failed, layers_of, passed, projected, some
+from keylayers.doctor.probe import CheckResult, ModelUnderTest, Skipped, failed, layers_of, passed, projected, some
 from keylayers.doctor.undo import plain_layers
 from keylayers.layers.deltas import Deltas, held_delta
 from keylayers.layers.gating import gated
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import parameters_of
 from keylayers.layers.tensor_swap import frozen
-from keylayers.runs import progress
+from keylayers.runs import Progress
 
 STEPS = (0.3, 0.1, 0.03, 0.01, 0.003)
 """Half-widths of the central differences, tried until one agrees: kinks spoil wide ones, rounding narrow ones."""
@@ -23,7 +23,7 @@ SHARE = 0.01
 """Size of the delta, relative to its weight; it points up the gradient, where the slope is steepest."""
 
 
-def gradients(patient: Patient) -> Check:
+def gradients(patient: ModelUnderTest) -> CheckResult:
     """One backward pass gives every layer's weight a finite gradient that is not zero."""
     plain_layers(patient)
     present = parameters_of(patient.model)
@@ -51,7 +51,7 @@ def gradients(patient: Patient) -> Check:
     return passed(f"reaches all {len(largest)} layers, finite; largest entries from {sizes[0]:.1e} to {sizes[-1]:.1e}")
 
 
-def _largest_gradients(patient: Patient, names: Sequence[str]) -> dict[str, float]:
+def _largest_gradients(patient: ModelUnderTest, names: Sequence[str]) -> dict[str, float]:
     """Largest entry of each weight's gradient; each is read as it appears and freed."""
     largest: dict[str, float] = {}
     present = parameters_of(patient.model)
@@ -76,7 +76,7 @@ def _largest_gradients(patient: Patient, names: Sequence[str]) -> dict[str, floa
     return largest
 
 
-def slopes(patient: Patient) -> Check:
+def slopes(patient: ModelUnderTest) -> CheckResult:
     """The gradient at each gate is what central differences of the output show."""
     layers = plain_layers(patient)
     if patient.dtype not in (torch.float32, torch.float64):
@@ -89,7 +89,7 @@ def slopes(patient: Patient) -> Check:
     exact = at.grad.tolist()
     typical = float(at.grad.abs().median())
     errors = {}
-    for place, layer in progress(list(enumerate(deltas.layers)), "gradient is right"):
+    for place, layer in Progress(list(enumerate(deltas.layers)), "gradient is right"):
         scale = max(abs(exact[place]), typical, 1e-30)
         errors[layer.name] = float("inf")
         for h in STEPS:
@@ -110,7 +110,7 @@ def slopes(patient: Patient) -> Check:
     )
 
 
-def _uphill(patient: Patient, layers: Sequence[Layer]) -> Deltas:
+def _uphill(patient: ModelUnderTest, layers: Sequence[Layer]) -> Deltas:
     """A small step of each layer's largest weight along its own gradient."""
     present, kept = parameters_of(patient.model), dict[str, Tensor]()
     names = [max(layer.parameters, key=lambda name: present[name].numel()) for layer in layers]
@@ -127,7 +127,7 @@ def _uphill(patient: Patient, layers: Sequence[Layer]) -> Deltas:
     return Deltas(tuple(layer for layer, _ in chosen), changes, {}, "uphill")
 
 
-def _difference_at(patient: Patient, deltas: Deltas, place: int, h: float) -> float:
+def _difference_at(patient: ModelUnderTest, deltas: Deltas, place: int, h: float) -> float:
     """Central difference of the projected output in one gate, at gates of 0.5."""
     values = []
     for sign in (1, -1):

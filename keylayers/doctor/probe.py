@@ -32,7 +32,7 @@ IMAGES = ((3, 32, 32), (1, 28, 28), (3, 224, 224))
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     """The outcome of one gate."""
 
     name: str
@@ -48,18 +48,18 @@ class Skipped(Exception):
     """Raised by a gate that has nothing to look at; its text says why."""
 
 
-def passed(detail: str) -> Check:
+def passed(detail: str) -> CheckResult:
     """A gate that holds."""
-    return Check("", "pass", detail)
+    return CheckResult("", "pass", detail)
 
 
-def failed(detail: str, remedy: str) -> Check:
+def failed(detail: str, remedy: str) -> CheckResult:
     """A gate that does not hold."""
-    return Check("", "fail", detail, remedy)
+    return CheckResult("", "fail", detail, remedy)
 
 
 @dataclass(frozen=True)
-class Patient:
+class ModelUnderTest:
     """A loaded model with what the gates look at."""
 
     loaded: LoadedModel
@@ -70,7 +70,7 @@ class Patient:
     most: int = 12
     """Layers, and blocks, that the costly gates look at."""
     labels: Tensor | None = None
-    findings: dict[str, Check] = field(default_factory=dict)
+    findings: dict[str, CheckResult] = field(default_factory=dict)
     """What earlier gates found."""
 
     @property
@@ -156,12 +156,14 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def make_patient(loaded: LoadedModel, *, batch: int = 2, seq: int = 32, most: int = 12, seed: int = 0) -> Patient:
+def make_patient(
+    loaded: LoadedModel, *, batch: int = 2, seq: int = 32, most: int = 12, seed: int = 0
+) -> ModelUnderTest:
     """The model with two small seeded inputs, found by what it says of itself or by trying images."""
     maker = input_maker(loaded)
     if maker is None:
-        return Patient(loaded, None, None, most)
-    return Patient(loaded, maker(batch, seq, seed), maker(batch, seq, seed + 1), most)
+        return ModelUnderTest(loaded, None, None, most)
+    return ModelUnderTest(loaded, maker(batch, seq, seed), maker(batch, seq, seed + 1), most)
 
 
 def input_maker(loaded: LoadedModel) -> Callable[[int, int, int], Inputs] | None:

@@ -10,7 +10,7 @@ from annotated_types import Ge
 from keylayers.data.batching import collate
 from keylayers.data.tokenisation import IGNORED, Examples
 from keylayers.doctor.costs import Workload, workload
-from keylayers.doctor.probe import Inputs, Patient, input_maker, layers_of
+from keylayers.doctor.probe import Inputs, ModelUnderTest, input_maker, layers_of
 from keylayers.inputs.scores_fit import check_scores_fit
 from keylayers.inputs.text import Inputs as Source
 from keylayers.inputs.text import prepare_data
@@ -51,10 +51,10 @@ class DoctorRequest(Settings):
 
 
 @dataclass(frozen=True)
-class Admitted:
+class Prepared:
     """All that the gates and forecasts look at."""
 
-    patient: Patient
+    patient: ModelUnderTest
     layers: tuple[Layer, ...]
     """Those of the scores, or of the finest granularity of the network."""
     selections: tuple[Selection, ...]
@@ -64,7 +64,7 @@ class Admitted:
     """What the inputs are, in words."""
 
 
-def admit(request: DoctorRequest, loaded: LoadedModel) -> Admitted:
+def admit(request: DoctorRequest, loaded: LoadedModel) -> Prepared:
     """Everything ready for a loaded model.
 
     Raises:
@@ -78,11 +78,11 @@ def admit(request: DoctorRequest, loaded: LoadedModel) -> Admitted:
     selections = tuple(choose(scores, layers, policy, seed=0) for policy in policies)
     maker, records, words = _inputs(request, loaded)
     if maker is None:
-        return Admitted(Patient(loaded, None, None, request.sample), layers, selections, None, words)
-    patient = Patient(loaded, maker(*PROBE, 0), maker(*PROBE, 1), request.sample)
+        return Prepared(ModelUnderTest(loaded, None, None, request.sample), layers, selections, None, words)
+    patient = ModelUnderTest(loaded, maker(*PROBE, 0), maker(*PROBE, 1), request.sample)
     lora = LoraSettings(rank=request.rank)
     work = workload(maker, request.batch, min(request.seq, loaded.context), records, lora)
-    return Admitted(patient, layers, selections, work, words)
+    return Prepared(patient, layers, selections, work, words)
 
 
 def check_files(request: DoctorRequest) -> None:

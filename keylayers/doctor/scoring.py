@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from keylayers import criteria
 from keylayers.doctor.costs import Workload, loss_of
 from keylayers.doctor.guard import attached
-from keylayers.doctor.probe import Patient, output_of
+from keylayers.doctor.probe import ModelUnderTest, output_of
 from keylayers.errors import KeylayersError
 from keylayers.layers.adapted import deltas_from_adapter
 from keylayers.layers.deltas import Deltas, LowRankDelta
@@ -57,7 +57,7 @@ class Scoring:
     """Beside the weights."""
 
 
-def measure_passes(patient: Patient, layers: Sequence[Layer], work: Workload) -> Passes:
+def measure_passes(patient: ModelUnderTest, layers: Sequence[Layer], work: Workload) -> Passes:
     """Times the passes that scoring is made of; the model is left as it was."""
     model = patient.model
 
@@ -90,7 +90,7 @@ def measure_passes(patient: Patient, layers: Sequence[Layer], work: Workload) ->
     )
 
 
-def _resumed(patient: Patient, outputs: BlockOutputs, forward: Callable[[], Tensor]) -> None:
+def _resumed(patient: ModelUnderTest, outputs: BlockOutputs, forward: Callable[[], Tensor]) -> None:
     with resumed(patient.model, outputs, None):
         forward()
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from keylayers.doctor.guard import foreign_hooks
-from keylayers.doctor.probe import Check, Patient, failed, layers_of, passed, some
+from keylayers.doctor.probe import CheckResult, ModelUnderTest, failed, layers_of, passed, some
 from keylayers.layers.blocks import scalars
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import canonical_name, inner_module, logical_shape, parameters_of, tensors_of, unwrap
@@ -18,7 +18,7 @@ FUSED = ("qkv", "query_key_value", "c_attn", "gate_up", "in_proj", "w12", "wi_fu
 """Words in the names of projections that hold several in one matrix."""
 
 
-def names(patient: Patient) -> Check:
+def names(patient: ModelUnderTest) -> CheckResult:
     """Every weight matrix of a plain walk is in exactly one linear layer, under a name that leads to it."""
     model = patient.model
     listed = layers_of(model, "linear", tied=True)
@@ -76,7 +76,7 @@ def _wrong_counts(
     return wrong
 
 
-def tied_weights(patient: Patient) -> Check:
+def tied_weights(patient: ModelUnderTest) -> CheckResult:
     """Weights that the model declares tied are one tensor in memory, and no others are."""
     present, root = parameters_of(patient.model), inner_module(unwrap(patient.model))
     declared = _declared_ties(root, present)
@@ -132,7 +132,7 @@ def _declared_ties(root: Any, present: dict[str, nn.Parameter]) -> dict[str, str
     return {alias: source for alias, source in pairs.items() if alias in present and source in present}
 
 
-def fused_parts(patient: Patient) -> Check:
+def fused_parts(patient: ModelUnderTest) -> CheckResult:
     """Several projections in one matrix, or all experts in one tensor: found, and what that means."""
     listed = layers_of(patient.model, "linear", tied=True)
     experts = [layer for layer in listed if layer.name in layer.parameters]
@@ -148,7 +148,7 @@ def fused_parts(patient: Patient) -> Check:
     return passed("; ".join(parts) or "none: every projection is a layer of its own")
 
 
-def finite_weights(patient: Patient) -> Check:
+def finite_weights(patient: ModelUnderTest) -> CheckResult:
     """No weight, and no lasting buffer, is NaN or infinite."""
     patient.probe()
     tensors = {name: value for name, value in tensors_of(patient.model).items() if value.is_floating_point()}
@@ -163,7 +163,7 @@ def finite_weights(patient: Patient) -> Check:
     return passed(f"all {len(tensors)} tensors are finite")
 
 
-def hooks(patient: Patient) -> Check:
+def hooks(patient: ModelUnderTest) -> CheckResult:
     """Lists the hooks that others put on the model; they act in everything that is measured."""
     found = foreign_hooks(patient.model)
     if not found:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from keylayers.doctor.probe import Check, Inputs, Patient, Skipped, difference, failed, output_of, passed
+from keylayers.doctor.probe import CheckResult, Inputs, ModelUnderTest, Skipped, difference, failed, output_of, passed
 from keylayers.layers.structure import inner_module, unwrap
 from keylayers.measures.loss import token_losses
 
 
-def tokenizer(patient: Patient) -> Check:
+def tokenizer(patient: ModelUnderTest) -> CheckResult:
     """Every token has a row in the embeddings; there is something to pad with; the lengths agree."""
     known, root = patient.loaded.tokenizer, _root(patient)
     if known is None and patient.loaded.no_tokenizer:
@@ -37,7 +37,7 @@ def tokenizer(patient: Patient) -> Check:
     return passed(f"{len(known):,} tokens fit {rows:,} embedding rows{spare}; {pad}; {told}")
 
 
-def padding(patient: Patient) -> Check:
+def padding(patient: ModelUnderTest) -> CheckResult:
     """A token's loss is the same alone and in a padded batch, padded on the right and on the left."""
     inputs, _ = patient.probe()
     if "input_ids" not in inputs or not _is_causal(patient):
@@ -61,16 +61,16 @@ def padding(patient: Patient) -> Check:
     )
 
 
-def _root(patient: Patient) -> Any:
+def _root(patient: ModelUnderTest) -> Any:
     return inner_module(unwrap(patient.model))
 
 
-def _is_causal(patient: Patient) -> bool:
+def _is_causal(patient: ModelUnderTest) -> bool:
     name = type(_root(patient)).__name__
     return name.endswith(("ForCausalLM", "LMHeadModel")) or getattr(_root(patient), "_is_causal_lm", False)
 
 
-def _padded(patient: Patient, ids: Tensor, short: int, side: str) -> tuple[Inputs, slice]:
+def _padded(patient: ModelUnderTest, ids: Tensor, short: int, side: str) -> tuple[Inputs, slice]:
     """A batch of the short and the whole sequence, and where the short one's tokens lie in its row."""
     length = ids.shape[1]
     config = _root(patient).config
@@ -87,7 +87,7 @@ def _padded(patient: Patient, ids: Tensor, short: int, side: str) -> tuple[Input
     return batch, slice(0, short) if side == "right" else slice(length - short, length)
 
 
-def _losses(patient: Patient, batch: Inputs, where: slice) -> Tensor:
+def _losses(patient: ModelUnderTest, batch: Inputs, where: slice) -> Tensor:
     """Losses of the first row's tokens there, each predicted by the one before it."""
     logits = output_of(patient.model, batch)[:1, where]
     targets = batch["input_ids"][:1, where].to(logits.device)

@@ -10,7 +10,7 @@ from torch import nn
 from keylayers.actions.freezing import forecast, selected_parameters
 from keylayers.doctor.costs import ROOM, Workload, loss_of
 from keylayers.doctor.guard import attached
-from keylayers.doctor.probe import Inputs, Patient
+from keylayers.doctor.probe import Inputs, ModelUnderTest
 from keylayers.errors import KeylayersError
 from keylayers.layers.tensor_swap import frozen
 from keylayers.scores.selection import Selection
@@ -50,7 +50,7 @@ class Tuning:
         return None if self.backward is None else self.backward + self.optimiser
 
 
-def tune_forecast(patient: Patient, selection: Selection, method: str, work: Workload) -> Tuning:
+def tune_forecast(patient: ModelUnderTest, selection: Selection, method: str, work: Workload) -> Tuning:
     """A training step of the selection: what it takes in memory, and how long its parts take.
 
     Activations are measured on one and on two sequences, and taken on in proportion; nothing is run at the full batch

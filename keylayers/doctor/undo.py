@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from keylayers.doctor.guard import Found, attached
-from keylayers.doctor.probe import Check, Patient, Skipped, difference, failed, passed, some, spread
+from keylayers.doctor.probe import CheckResult, ModelUnderTest, Skipped, difference, failed, passed, some, spread
 from keylayers.errors import KeylayersError
 from keylayers.layers.deltas import Delta, Deltas, DenseDelta, LowRankDelta
 from keylayers.layers.gating import gated
@@ -25,7 +25,7 @@ HASHED = 2**32
 REPORT = "report it: deltas of this architecture are not applied as they should be"
 
 
-def plain_layers(patient: Patient) -> tuple[Layer, ...]:
+def plain_layers(patient: ModelUnderTest) -> tuple[Layer, ...]:
     """At most `most` layers whose weights other tensors can stand in for. Raises Skipped if there is none."""
     patient.probe()
     present = parameters_of(patient.model)
@@ -35,7 +35,7 @@ def plain_layers(patient: Patient) -> tuple[Layer, ...]:
     return spread(plain, patient.most)
 
 
-def gates(patient: Patient) -> Check:
+def gates(patient: ModelUnderTest) -> CheckResult:
     """With a random delta, gates of 1 give the tuned model's output and gates of 0 the base model's."""
     layers = plain_layers(patient)
     base = patient.run()
@@ -66,7 +66,7 @@ def gates(patient: Patient) -> Check:
     return passed("; ".join(told))
 
 
-def _random_deltas(patient: Patient, layers: Sequence[Layer], thin: bool) -> Deltas | None:
+def _random_deltas(patient: ModelUnderTest, layers: Sequence[Layer], thin: bool) -> Deltas | None:
     """A seeded random delta on the largest parameter of each layer; low-rank only on linear modules, else None."""
     present = parameters_of(patient.model)
     linear = {node.name for node in walk(patient.model) if type(node.inner) is nn.Linear}
@@ -97,7 +97,7 @@ def _thin(weight: Tensor, name: str, share: float, rank: int = 2) -> LowRankDelt
     return LowRankDelta(up.to(weight), down.to(weight), size / rank**0.5)
 
 
-def undone(patient: Patient) -> Check:
+def undone(patient: ModelUnderTest) -> CheckResult:
     """After each temporary change, weights, modules, hooks, flags and the output are what they were."""
     patient.probe()
     model, hashed = patient.model, sum(value.nbytes for value in patient.model.parameters()) <= HASHED
@@ -122,7 +122,7 @@ def undone(patient: Patient) -> Check:
     return passed(f"{how} after {', '.join(kept)}{not_tried}")
 
 
-def _effects(patient: Patient) -> list[tuple[str, AbstractContextManager[object]]]:
+def _effects(patient: ModelUnderTest) -> list[tuple[str, AbstractContextManager[object]]]:
     """Every temporary change there is, by name."""
     model, found = patient.model, list[tuple[str, AbstractContextManager[object]]]()
     if patient.blocks:

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 from keylayers.errors import UnknownName
 
 if TYPE_CHECKING:
+    from keylayers.exports.ranks import ranks_by_score as ranks_by_score
+    from keylayers.exports.selector import LayerSelector as LayerSelector
+    from keylayers.exports.target import CannotExpress as CannotExpress
+    from keylayers.exports.target import Export as Export
+    from keylayers.exports.target import ExportSettings as ExportSettings
     from keylayers.exports.target import Target
+    from keylayers.exports.target import export as export
 
 TARGETS = {
     "peft": "LoraConfig as adapter_config.json: exact module names, fused experts as target_parameters",

@@ -27,7 +27,7 @@ from keylayers.exports.yaml_format import yaml_text
 from keylayers.layers.structure import unwrap
 from keylayers.scores.selection import Selection
 from keylayers.training.adapters import whole
-from keylayers.training.lora_names import lora_names
+from keylayers.training.lora_names import name_for_peft
 
 FILE = "llamafactory.yaml"
 
@@ -101,7 +101,7 @@ def nearest(model: nn.Module, selection: Selection) -> Selection | None:
     matrices = nearest_matrices(model, selection, tensors=False)
     if matrices is None:
         return None
-    endings = set(lora_names(model, matrices.chosen).endings)
+    endings = set(name_for_peft(model, matrices.chosen).endings)
     return without(model, matrices, endings) if endings else matrices
 
 

@@ -16,7 +16,7 @@ from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import unwrap
 from keylayers.scores.selection import Selection
 from keylayers.training.adapters import LoraSettings, adapted_layers, adapted_names, quiet_peft, rank_patterns
-from keylayers.training.lora_names import LoraNames, has_matrix, lora_names
+from keylayers.training.lora_names import LoraNames, has_matrix, name_for_peft
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def lora_words(model: nn.Module, selection: Selection, settings: ExportSettings)
             f"LoRA adapts single weight matrices, and {len(wholes)} of the {len(selection)} selected layers are none, "
             f"first {wholes[0]!r} (axolotl-full takes whole blocks)."
         )
-    names = lora_names(model, selection.chosen)
+    names = name_for_peft(model, selection.chosen)
     lora = LoraSettings(settings.rank, settings.alpha)
     return LoraWords(names, *rank_patterns(names, lora, settings.ranks or {}))
 
@@ -79,7 +79,7 @@ def nearest_matrices(model: nn.Module, selection: Selection, *, tensors: bool = 
     asked = {parameter.partition("[")[0] for layer in selection.chosen for parameter in layer.parameters}
     matrices = [layer for layer in _matrices(model) if asked.intersection(layer.parameters)]
     if not tensors and matrices:
-        modules = set(lora_names(model, matrices).modules)
+        modules = set(name_for_peft(model, matrices).modules)
         matrices = [layer for layer in matrices if layer.name in modules]
     kind = "weight matrices" if tensors else "linear modules"
     return _chosen(model, selection, matrices, f"the {kind} of ({selection.policy})")

@@ -18,7 +18,7 @@ from keylayers.models.factory import put_weights
 from keylayers.models.loading import LoadedModel, load_model
 from keylayers.models.normalised import normalise_inside
 from keylayers.models.sources import is_factory
-from keylayers.runs import Checkpoint, note, progress, read_json, write_json, write_tensors
+from keylayers.runs import Checkpoint, Progress, note, read_json, write_json, write_tensors
 from keylayers.training.trainer import Report
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -98,7 +98,7 @@ def look_at(model: nn.Module, images: Images, source: str, seed: int = 0) -> int
     return classes
 
 
-def shown(bar: progress[int]) -> Report:
+def shown(bar: Progress[int]) -> Report:
     """What tells a bar of each epoch."""
     return lambda done, total, loss: bar.advance(1, text=f"loss {loss:.3f}")
 

@@ -10,7 +10,7 @@ from keylayers.models.stored import stored_weights
 from keylayers.runs import note
 
 
-def unloaded(inputs: Inputs, needs: Collection[str]) -> tuple[LoadedModel, TensorSource | None] | None:
+def read_weights(inputs: Inputs, needs: Collection[str]) -> tuple[LoadedModel, TensorSource | None] | None:
     """The model's shape, on the meta device, with its tensors on disk where they are needed; None if it must be loaded.
 
     It must be where something else than weights is needed, where pickles are allowed, or where the checkpoint does not

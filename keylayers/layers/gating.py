@@ -12,7 +12,7 @@ from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.capturing import hidden_input
 from keylayers.layers.deltas import Delta, Deltas, LowRankDelta
 from keylayers.layers.structure import tensors_of, uncompiled, walk
-from keylayers.layers.tensor_swap import frozen, placing, swapped
+from keylayers.layers.tensor_swap import frozen, swapped, tensors_swapped
 
 __all__ = ["Gates", "frozen", "gate_gradients", "gated"]
 
@@ -217,7 +217,7 @@ def gated(
 
     with ExitStack() as stack:
         stack.enter_context(uncompiled(model))
-        place = stack.enter_context(placing(model, places, _alone(places)))
+        place = stack.enter_context(tensors_swapped(model, places, _alone(places)))
         changes = {name: where.load(like=own[name]) for name, where in places.items()}
         for node in walk(model):
             if node.name in thin:

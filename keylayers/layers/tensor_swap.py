@@ -11,7 +11,7 @@ from keylayers.layers.structure import tensors_of, walk
 
 
 @contextmanager
-def placing(
+def tensors_swapped(
     model: nn.Module, names: Iterable[str], alone: Container[str] = ()
 ) -> Iterator[Callable[[str, Tensor], None]]:
     """A function that puts a tensor in place of a named parameter or lasting buffer, wherever a tied one is used, or
@@ -52,7 +52,7 @@ def placing(
 @contextmanager
 def swapped(model: nn.Module, tensors: Mapping[str, Tensor], alone: Container[str] = ()) -> Iterator[nn.Module]:
     """The model with other tensors in place of named ones, until the block ends; see `placing`."""
-    with placing(model, tensors, alone) as place:
+    with tensors_swapped(model, tensors, alone) as place:
         for name, tensor in tensors.items():
             place(name, tensor)
         yield model

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from keylayers import criteria
 from keylayers.errors import BadInput
 from keylayers.papers.ila.plan import mask
-from keylayers.studies.rankings import Way
-from keylayers.studies.retraining import Rates
+from keylayers.studies.rankings import RankingMethod
+from keylayers.studies.retraining import LearningRateGrid
 from keylayers.studies.text_task import Task
 
 BLOCK, BLOCKS = "block", "random blocks"
@@ -17,41 +17,41 @@ ENTRANTS = {
     # what tuning changed
     "ILA (s0 = 4)": mask("adam", 0.01, 100, 4.0),
     "ILA (s0 = 0)": mask("adam", 0.01, 100, 0.0),
-    "path integral": Way("path_integral", {"points": 4}),
-    BEST: Way("path_integral", {"points": 1}),
-    "midpoint, 25 % of stage 1": Way("path_integral", {"points": 1}, 0.25, records=32),
-    "midpoint, reversed": Way("path_integral", {"points": 1}, by="reverse"),
-    "leave one out": Way("leave_one_out"),
-    "add one in": Way("add_one_in"),
-    "norm of the change": Way("delta_norm"),
-    "substitution, 3 blocks": Way("substitution", {"window": 3}, granularity=BLOCK),
+    "path integral": RankingMethod("path_integral", {"points": 4}),
+    BEST: RankingMethod("path_integral", {"points": 1}),
+    "midpoint, 25 % of stage 1": RankingMethod("path_integral", {"points": 1}, 0.25, records=32),
+    "midpoint, reversed": RankingMethod("path_integral", {"points": 1}, by="reverse"),
+    "leave one out": RankingMethod("leave_one_out"),
+    "add one in": RankingMethod("add_one_in"),
+    "norm of the change": RankingMethod("delta_norm"),
+    "substitution, 3 blocks": RankingMethod("substitution", {"window": 3}, granularity=BLOCK),
     # gradients at the start
-    "first step": Way("first_step", {}, None),
-    "gradient norm": Way("gradient_norm", {}, None),
-    "relative gradient (Auto-RGN)": Way("relative_gradient", {"estimate": "batches"}, None),
-    "gradient signal/noise (Auto-SNR)": Way("gradient_signal_noise", {}, None),
-    "Fisher": Way("fisher", {}, None),
+    "first step": RankingMethod("first_step", {}, None),
+    "gradient norm": RankingMethod("gradient_norm", {}, None),
+    "relative gradient (Auto-RGN)": RankingMethod("relative_gradient", {"estimate": "batches"}, None),
+    "gradient signal/noise (Auto-SNR)": RankingMethod("gradient_signal_noise", {}, None),
+    "Fisher": RankingMethod("fisher", {}, None),
     # forward passes
-    "ablation of blocks": Way("ablation", {}, None, granularity=BLOCK),
-    "ablation of sublayers": Way("ablation", {}, None, granularity="sublayer"),
-    "Shapley": Way("shapley", {}, None, granularity=BLOCK),
-    "block influence (ShortGPT)": Way("block_influence", {}, None, granularity=BLOCK),
-    "angular distance": Way("angular_distance", {}, None, granularity=BLOCK),
-    "CKA shift": Way("cka_shift", {}, None, granularity=BLOCK),
-    "component shift": Way("component_shift", {}, None, granularity=BLOCK),
-    "token clusters": Way("token_clusters", {}, None, granularity=BLOCK),
-    "logit lens entropy": Way("logit_lens_entropy", {}, None, granularity=BLOCK),
+    "ablation of blocks": RankingMethod("ablation", {}, None, granularity=BLOCK),
+    "ablation of sublayers": RankingMethod("ablation", {}, None, granularity="sublayer"),
+    "Shapley": RankingMethod("shapley", {}, None, granularity=BLOCK),
+    "block influence (ShortGPT)": RankingMethod("block_influence", {}, None, granularity=BLOCK),
+    "angular distance": RankingMethod("angular_distance", {}, None, granularity=BLOCK),
+    "CKA shift": RankingMethod("cka_shift", {}, None, granularity=BLOCK),
+    "component shift": RankingMethod("component_shift", {}, None, granularity=BLOCK),
+    "token clusters": RankingMethod("token_clusters", {}, None, granularity=BLOCK),
+    "logit lens entropy": RankingMethod("logit_lens_entropy", {}, None, granularity=BLOCK),
     # weights alone
-    "signal/noise (Spectrum)": Way("signal_noise", {"variant": "spectrum"}, None),
-    "signal/noise, corrected": Way("signal_noise", {}, None),
-    "condition number (KappaTune)": Way("condition_number", {}, None),
-    "spectral exponent": Way("spectral_exponent", {}, None),
+    "signal/noise (Spectrum)": RankingMethod("signal_noise", {"variant": "spectrum"}, None),
+    "signal/noise, corrected": RankingMethod("signal_noise", {}, None),
+    "condition number (KappaTune)": RankingMethod("condition_number", {}, None),
+    "spectral exponent": RankingMethod("spectral_exponent", {}, None),
     # nothing but the list of layers
-    BLOCKS: Way("random", {}, None, granularity=BLOCK),
-    "last layers": Way("depth_only", {"order": "last"}, None),
-    "first layers": Way("depth_only", {"order": "first"}, None),
-    "MLPs first": Way("type_only", {"first": "mlp"}, None),
-    "q and v first": Way("type_only", {"first": "qv"}, None),
+    BLOCKS: RankingMethod("random", {}, None, granularity=BLOCK),
+    "last layers": RankingMethod("depth_only", {"order": "last"}, None),
+    "first layers": RankingMethod("depth_only", {"order": "first"}, None),
+    "MLPs first": RankingMethod("type_only", {"first": "mlp"}, None),
+    "q and v first": RankingMethod("type_only", {"first": "qv"}, None),
 }
 """Name -> how it ranks the layers. What scores blocks gives every layer the score of its block, and within a block the
 order is drawn."""
@@ -80,7 +80,7 @@ class League:
     """Shares of what LoRA adds to all layers."""
     seeds: int = 3
     """Each is a procedure of its own: stage 1, scores, random sets, training."""
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((1e-2, 3e-2)))
     draws: int = 3
     """Random sets of equal size per seed."""
     turn: int = 5

@@ -17,14 +17,24 @@ from keylayers.scores import LayerScores, select
 from keylayers.scores.spreading import ties_shuffled
 from keylayers.studies.arms import Budget
 from keylayers.studies.desk import Desk
-from keylayers.studies.rankings import candidates, full_rate, rankings
-from keylayers.studies.retraining import ALL, RANDOM, SAME_KINDS, Sets, best_of, every, kept, random_like, retrained
+from keylayers.studies.rankings import candidates, full_rate, rank_layers
+from keylayers.studies.retraining import (
+    ALL,
+    RANDOM,
+    SAME_KINDS,
+    Sets,
+    kept,
+    random_like,
+    retrained,
+    same_for_all_seeds,
+    top_layers_per_seed,
+)
 from keylayers.studies.runner import workers
 from keylayers.studies.text_task import Task
 
 
 @dataclass(frozen=True)
-class Played:
+class LeagueResult:
     """One task at one budget: what every entrant and rival gave, per seed."""
 
     task: Task
@@ -57,9 +67,9 @@ class Played:
         return recovered_gain(self.before["test"], losses, full)
 
 
-def play(league: League, run: RunFolder, processes: int = 2) -> Iterator[tuple[Played, ...]]:
+def play(league: League, run: RunFolder, processes: int = 2) -> Iterator[tuple[LeagueResult, ...]]:
     """What is known after every task and budget; what is finished is kept in the run folder, cell by cell."""
-    played: list[Played] = []
+    played: list[LeagueResult] = []
     with workers(processes) as pool:
         for task in league.tasks:
             for found in games(Desk(run, pool), task, league):
@@ -67,7 +77,7 @@ def play(league: League, run: RunFolder, processes: int = 2) -> Iterator[tuple[P
                 yield tuple(played)
 
 
-def games(desk: Desk, task: Task, league: League) -> Iterator[Played]:
+def games(desk: Desk, task: Task, league: League) -> Iterator[LeagueResult]:
     """One task at every budget."""
     before, names = desk.ask(task, "before", [{}])[0], candidates(desk, task)
     rate = full_rate(desk, task, league.rates, league.seeds)
@@ -79,7 +89,7 @@ def games(desk: Desk, task: Task, league: League) -> Iterator[Played]:
             "recover anything: train longer (`steps`) or at another rate (`learning_rate`)."
         )
     ways = {name: ENTRANTS[name] for name in league.entrants}
-    found = rankings(desk, task, ways, range(league.seeds), rate, optional=True)
+    found = rank_layers(desk, task, ways, range(league.seeds), rate, optional=True)
     if not found.scores:
         raise BadInput(f"no entrant can score {task.inputs.model} on {task.name}: {'; '.join(found.unable.values())}")
     layers = next(iter(found.scores.values()))[0].layers
@@ -92,7 +102,7 @@ def games(desk: Desk, task: Task, league: League) -> Iterator[Played]:
             rates |= chosen
         left = kept(desk, task, sets, found.adapters) if found.adapters else {}
         chosen_sets = {name: tuple(tuple(one(seed)[0]) for seed in range(league.seeds)) for name, one in sets.items()}
-        yield Played(
+        yield LeagueResult(
             task,
             share,
             before,
@@ -113,11 +123,11 @@ def _sets(
     scores: Mapping[str, Sequence[LayerScores]], names: Sequence[str], budget: Budget, league: League
 ) -> dict[str, Sets]:
     """Every arm that chooses a set."""
-    found = {name: best_of(_untied(name, each), budget, ENTRANTS[name].by) for name, each in scores.items()}
+    found = {name: top_layers_per_seed(_untied(name, each), budget, ENTRANTS[name].by) for name, each in scores.items()}
     found[RANDOM] = _drawn(next(iter(scores.values())), budget, league.draws, RANDOM)
     if BEST in scores:
         found[KINDS] = _drawn(scores[BEST], budget, league.draws, SAME_KINDS)
-    return {**found, ALL: every(names)}
+    return {**found, ALL: same_for_all_seeds(names)}
 
 
 def _drawn(scores: Sequence[LayerScores], budget: Budget, draws: int, like: str) -> Sets:
@@ -152,6 +162,8 @@ def _rivals(share: float, task: Task, league: League, layers: Sequence[Layer]) -
         return [select(layers, f"random:params={100 * part:.6g}%:of=lora:seed={seed}").names]
 
     return {
-        TURNS: _Rival(every([layer.name for layer in layers]), {"turns": {"every": league.turn, "policy": policy}}),
+        TURNS: _Rival(
+            same_for_all_seeds([layer.name for layer in layers]), {"turns": {"every": league.turn, "policy": policy}}
+        ),
         THIN: _Rival(most, {"rank": rank}),
     }

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from keylayers.league.entrants import BEST, BLOCK, BLOCKS, ENTRANTS, KINDS, THIN, TURNS
-from keylayers.league.play import Played
+from keylayers.league.play import LeagueResult
 from keylayers.league.standings import Standing
 from keylayers.maths.ranks import average_ranks
 from keylayers.measures.blow_ups import noted, with_rate
@@ -18,12 +18,12 @@ from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, l
 from keylayers.studies.retraining import ALL, RANDOM, blow_ups
 
 
-def tables(played: Sequence[Played]) -> list[Table]:
+def tables(played: Sequence[LeagueResult]) -> list[Table]:
     """Standings first, then claims, then every task and budget."""
     return [standings(played), ledger(adjusted(claims(played)), "Does it beat random layers?"), *map(table_of, played)]
 
 
-def introduction(played: Sequence[Played]) -> str:
+def introduction(played: Sequence[LeagueResult]) -> str:
     """What was played."""
     tasks = ", ".join(dict.fromkeys(f"{one.task.name} ({one.task.inputs.model})" for one in played))
     budgets = " and ".join(dict.fromkeys(f"{one.budget:.0%}" for one in played))
@@ -41,7 +41,7 @@ def introduction(played: Sequence[Played]) -> str:
     )
 
 
-def _spent(played: Sequence[Played], name: str) -> str:
+def _spent(played: Sequence[LeagueResult], name: str) -> str:
     shares: dict[float, list[float]] = {}
     for one in played:
         whole = float(np.mean([each["trainable"] for each in one.trained[ALL]]))
@@ -49,17 +49,17 @@ def _spent(played: Sequence[Played], name: str) -> str:
     return ", ".join(f"{np.mean(each):.1%}" for each in shares.values())
 
 
-def unable(played: Sequence[Played]) -> dict[str, str]:
+def unable(played: Sequence[LeagueResult]) -> dict[str, str]:
     """Entrants that some task has no ranking by, and why."""
     return {name: reason for one in played for name, reason in one.unable.items()}
 
 
-def arms_of(played: Sequence[Played]) -> list[str]:
+def arms_of(played: Sequence[LeagueResult]) -> list[str]:
     """The arms that every task and budget has, `all` left out."""
     return [name for name in played[0].trained if name != ALL and all(name in one.trained for one in played)]
 
 
-def ranks(played: Sequence[Played]) -> Float[np.ndarray, "games seeds arms"]:
+def ranks(played: Sequence[LeagueResult]) -> Float[np.ndarray, "games seeds arms"]:
     """Rank of every arm in every game (a task at a budget) and seed, 1 for the lowest loss; ties share the mean."""
     names = arms_of(played)
     return np.array(
@@ -70,7 +70,7 @@ def ranks(played: Sequence[Played]) -> Float[np.ndarray, "games seeds arms"]:
     )
 
 
-def standings(played: Sequence[Played]) -> Table:
+def standings(played: Sequence[LeagueResult]) -> Table:
     """Mean rank and its interval, mean share of the gain, cost and memory of choosing."""
     names = arms_of(played)
     by_seed = ranks(played).mean(0)
@@ -102,7 +102,7 @@ def standings(played: Sequence[Played]) -> Table:
     return Table("Standings", columns, tuple(rows), notes)
 
 
-def picture_of(played: Sequence[Played]) -> list[Standing]:
+def picture_of(played: Sequence[LeagueResult]) -> list[Standing]:
     """The same as a picture takes it, the best mean rank first."""
     names, found = arms_of(played), []
     for place in np.argsort(ranks(played).mean((0, 1))):
@@ -113,12 +113,12 @@ def picture_of(played: Sequence[Played]) -> list[Standing]:
     return found
 
 
-def gain(played: Sequence[Played], name: str) -> Float[np.ndarray, " seeds"]:
+def gain(played: Sequence[LeagueResult], name: str) -> Float[np.ndarray, " seeds"]:
     """Share of the gain that an arm recovers, per seed, the mean over games."""
     return np.mean([one.gains(name) for one in played], axis=0)
 
 
-def claims(played: Sequence[Played]) -> list[Claim]:
+def claims(played: Sequence[LeagueResult]) -> list[Claim]:
     """For each arm, over all games: does it recover more of the gain than random sets of the same size; if it scores
     blocks, than blocks at random?
 
@@ -136,11 +136,11 @@ def claims(played: Sequence[Played]) -> list[Claim]:
     return sorted(found, key=lambda one: -one.effect.interval.estimate)
 
 
-def _seeds(played: Sequence[Played]) -> range:
+def _seeds(played: Sequence[LeagueResult]) -> range:
     return range(len(played[0].trained[ALL]))
 
 
-def table_of(one: Played) -> Table:
+def table_of(one: LeagueResult) -> Table:
     """One task at one budget."""
     rows = []
     for name in sorted(one.trained, key=lambda arm: float(np.mean([each["test"] for each in one.trained[arm]]))):
@@ -171,28 +171,28 @@ def table_of(one: Played) -> Table:
     return Table(f"{one.task.name}, {one.budget:.0%} of LoRA's parameters", columns, tuple(rows), notes)
 
 
-def _parts(one: Played, name: str) -> str:
+def _parts(one: LeagueResult, name: str) -> str:
     """Which parts of the network the chosen layers lie in, over all seeds."""
     found = Counter(one.parts[layer] for names in one.chosen.get(name, ()) for layer in names)
     return ", ".join(f"{part} {count / found.total():.0%}" for part, count in sorted(found.items()))
 
 
-def _forgotten(one: Played, trained: Sequence[Mapping[str, Any]]) -> str:
+def _forgotten(one: LeagueResult, trained: Sequence[Mapping[str, Any]]) -> str:
     if "control" not in one.before:
         return ""
     return f"{np.mean([each['control'] for each in trained]) - one.before['control']:+.3f}"
 
 
-def _cost(one: Played, name: str) -> float:
+def _cost(one: LeagueResult, name: str) -> float:
     return float(np.mean(np.array(one.seconds[name]) / np.array(one.whole)))
 
 
-def _rate(one: Played, name: str) -> str:
+def _rate(one: LeagueResult, name: str) -> str:
     edge = len(one.offered) > 1 and one.rates[name] in (min(one.offered), max(one.offered))
     return f"{with_rate(one.rates[name], blow_ups(one.trained)[name])}{'*' if edge else ''}"
 
 
-def alike(one: Played) -> list[tuple[str, ...]]:
+def alike(one: LeagueResult) -> list[tuple[str, ...]]:
     """Arms that chose the same layers with every seed: they are one arm under several names."""
     found: dict[object, list[str]] = {}
     for name, sets in one.chosen.items():
@@ -200,7 +200,7 @@ def alike(one: Played) -> list[tuple[str, ...]]:
     return [tuple(names) for names in found.values() if len(names) > 1]
 
 
-def plain(played: Sequence[Played]) -> list[dict[str, Any]]:
+def to_json(played: Sequence[LeagueResult]) -> list[dict[str, Any]]:
     """Everything measured, as JSON."""
     return [
         {

@@ -100,7 +100,7 @@ class Ascent:
     """The objective at each iterate of the first restart, its start included."""
 
 
-def ascend(
+def pgd_best_iterate(
     objective: Objective,
     x: Pixels,
     ball: Ball,
@@ -136,7 +136,7 @@ def ascend(
     return Ascent(best, top, torch.stack(path))
 
 
-def climb(
+def pgd_last_iterate(
     objective: Objective, x: Pixels, ball: Ball, step: float, steps: int, *, seed: int = 0, random_start: bool = True
 ) -> Pixels:
     """The last iterate of the same ascent from one start: a forward pass cheaper, for training and criteria.

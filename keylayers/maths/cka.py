@@ -20,7 +20,7 @@ Representation = Float[Tensor, "samples _"]
 Table = Float[Tensor, "layers layers"]
 
 
-def cka(
+def measure_cka(
     x: Representation,
     y: Representation,
     *,

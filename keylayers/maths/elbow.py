@@ -23,7 +23,7 @@ class Elbow:
     """Weight of one straight line, in [0, 1]."""
 
 
-def elbow(curve: Float[np.ndarray, " points"]) -> Elbow:
+def find_elbow(curve: Float[np.ndarray, " points"]) -> Elbow:
     """Most likely point where the slope changes, of a curve over equally spaced points.
 
     Least squares of two lines that meet at an inner point, for every such point, against one line over all. Each fit

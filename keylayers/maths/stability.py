@@ -69,7 +69,7 @@ def holm(p_values: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     return adjusted
 
 
-def together(p_values: Float[np.ndarray, " tests"]) -> float:
+def harmonic_mean_p(p_values: Float[np.ndarray, " tests"]) -> float:
     """One p-value that not all hypotheses hold, however the tests depend on each other, as pairs of rankings do.
 
     The harmonic mean times e ln(tests) (Vovk and Wang 2020, Proposition 9); of one or two the smallest times their

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from keylayers.errors import BadInput
 from keylayers.layers.capturing import capture
 from keylayers.layers.tensor_swap import frozen
-from keylayers.maths.attacks import Ball, Objective, Pixels, ascend, climb
+from keylayers.maths.attacks import Ball, Objective, Pixels, pgd_best_iterate, pgd_last_iterate
 from keylayers.measures.objective import Batch, logits_of
 from keylayers.settings import Count, Natural, Positive, Seed, Settings
 
@@ -65,12 +65,12 @@ class Pgd(Settings):
     def ascended(self, objective: Objective, x: Pixels) -> Pixels:
         """The best iterates on any objective with these settings; the network in it should be frozen."""
         again = {"restarts": self.restarts, "seed": self.seed, "random_start": self.random_start}
-        return ascend(objective, x, self.ball, self.step_size, self.steps, **again).x  # type: ignore[arg-type]
+        return pgd_best_iterate(objective, x, self.ball, self.step_size, self.steps, **again).x  # type: ignore[arg-type]
 
     def climbed(self, objective: Objective, x: Pixels, seed: int | None = None) -> Pixels:
         """The last iterate of one start: a forward pass cheaper, for training and criteria."""
         begin = {"seed": self.seed if seed is None else seed, "random_start": self.random_start}
-        return climb(objective, x, self.ball, self.step_size, self.steps, **begin)  # type: ignore[arg-type]
+        return pgd_last_iterate(objective, x, self.ball, self.step_size, self.steps, **begin)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class Detection:
     poisoned: int = field(default=0, kw_only=True)
 
 
-def detection(
+def rate_detection(
     clean: Numbers,
     poisoned: Numbers,
     *,

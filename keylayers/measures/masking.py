@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from keylayers.layers.tensor_swap import frozen
-from keylayers.maths.attacks import Ball, Pixels, ascend, gradient
+from keylayers.maths.attacks import Ball, Pixels, gradient, pgd_best_iterate
 from keylayers.measures.attacks import Attack, Pgd, loss_on
 from keylayers.measures.objective import model_device
 from keylayers.measures.robustness import Outcomes, clean_accuracy, robust_accuracy
@@ -111,7 +111,7 @@ def sanity(
             loss = loss_on(model, labels)
             zeros.append(~gradient(loss, images).flatten(1).any(1))
             seeded = {"seed": attack.seed, "random_start": attack.random_start}
-            paths.append(ascend(loss, images, attack.ball, attack.step_size, attack.steps, **seeded).path)  # type: ignore[arg-type]
+            paths.append(pgd_best_iterate(loss, images, attack.ball, attack.step_size, attack.steps, **seeded).path)  # type: ignore[arg-type]
     path = torch.cat(paths, 1).mean(1).cpu() if paths else torch.zeros(attack.steps + 1)
     reach = 1.0 if attack.ball.norm == "linf" else float(x[0].numel()) ** 0.5
     whole = replace(attack, ball=Ball(reach, attack.ball.norm), step=None)

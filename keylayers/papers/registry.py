@@ -21,7 +21,7 @@ def _ila() -> Paper:
         plan.scale_of,
         study.reproduce,
         lambda results, scale: (tables.introduction(results.tasks, scale), tables.tables(results)),
-        tables.plain,
+        tables.to_json,
         missing,
     )
 
@@ -37,7 +37,7 @@ def _ila_masks() -> Paper:
             mask_settings_tables.introduction(results, scale),
             mask_settings_tables.tables(results),
         ),
-        mask_settings_tables.plain,
+        mask_settings_tables.to_json,
         lambda trial: None if len(trial.tasks) > 2 else NO_REAL,
     )
 
@@ -50,7 +50,7 @@ def _math_layers() -> Paper:
         plan.scale_of,
         study.reproduce,
         lambda results, scale: (tables.introduction(results, scale), tables.tables(results)),
-        tables.plain,
+        tables.to_json,
     )
 
 
@@ -65,7 +65,7 @@ def _data_oblivious() -> Paper:
         plan.scale_of,
         study.reproduce,
         lambda results, scale: (tables.introduction(results, scale), tables.tables(results)),
-        results_json.plain,
+        results_json.to_json,
         missing,
     )
 
@@ -78,7 +78,7 @@ def _lfa() -> Paper:
         study.scale_of,
         study.reproduce,
         lambda results, scale: (tables.introduction(results, scale), tables.tables(results)),
-        tables.plain,
+        tables.to_json,
         lambda scale: None if len(scale.watched) > 1 or scale == study.scale_of("smoke") else NO_IMAGES,
     )
 
@@ -91,7 +91,7 @@ def _ssft() -> Paper:
         study.scale_of,
         study.reproduce,
         lambda results, scale: (tables.introduction(results, scale), tables.tables(results)),
-        tables.plain,
+        tables.to_json,
         lambda scale: None if len(scale.cleansings) > 1 or scale == study.scale_of("smoke") else NO_IMAGES,
     )
 
@@ -104,7 +104,7 @@ def _clat() -> Paper:
         study.scale_of,
         study.reproduce,
         lambda results, scale: (tables.introduction(results, scale), tables.tables(results)),
-        tables.plain,
+        tables.to_json,
         lambda scale: None if len(scale.hardenings) > 1 or scale == study.scale_of("smoke") else NO_IMAGES,
     )
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from keylayers.actions.cleansing import Cleanse, cleanse
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.skip_suppression import SkipSuppression, skip_suppression
+from keylayers.criteria.skip_suppression import SkipSuppression, score_skip_suppression
 from keylayers.data.images import Images, load_images
 from keylayers.errors import BadInput, worded
 from keylayers.inputs.images import ImageInputs
@@ -18,10 +18,10 @@ from keylayers.layers.skips import example_for, skip_layers
 from keylayers.measures.backdoor import check_target, predicted_classes
 from keylayers.measures.objective import image_loss
 from keylayers.models.pixels import image_argument
-from keylayers.runs import RunFolder, note, progress
+from keylayers.runs import Progress, RunFolder, note
 from keylayers.scores import LayerScores, Selection
 from keylayers.settings import Natural, Settings
-from keylayers.training.planted_backdoor import batches, own_trigger, planted, triggered
+from keylayers.training.planted_backdoor import batches, own_trigger, plant_backdoor, triggered
 
 Calibration = Literal["clean-only", "own-trigger"]
 TUNED = 0.7
@@ -87,13 +87,13 @@ def _cleansed(request: CleanseRequest, run: RunFolder) -> CleanseResult:
     before = _figures(model, held, bad, request.attack_target)
     x, y = tuned.tensors()
     layers = skip_layers(model, example_for(model, {image_argument(model): x[:1]}))
-    scores = None if request.skip != "auto" else blamed(model, tuned, request)
+    scores = None if request.skip != "auto" else score_skips(model, tuned, request)
     name = request.skip if scores is None else scores.ranking()[0].name
     if scores is not None and np.sum(scores.values == scores.values.max()) > 1:
         note(f"several skips are blamed alike; a draw took {name}")
     selection = Selection.of(layers, names=[name], allow_total=True)
     keeps = run.checkpoint(TRAINING)
-    with progress[int](request.settings.training.epochs, "epochs", start=epochs_done(keeps)) as bar:
+    with Progress[int](request.settings.training.epochs, "epochs", start=epochs_done(keeps)) as bar:
         made = cleanse(model, selection, x, y, request.settings, report=shown(bar), keeps=keeps)
     after = _figures(made.model, held, bad, request.attack_target)
     store_network(made.model, run.path / "cleansed.safetensors")
@@ -119,7 +119,7 @@ def _warnings(lost: float, images: int) -> tuple[str, ...]:
     )
 
 
-def blamed(model: nn.Module, clean: Images, request: CleanseRequest) -> LayerScores:
+def score_skips(model: nn.Module, clean: Images, request: CleanseRequest) -> LayerScores:
     """Scores of every skip, from clean images or from a trigger planted into a copy.
 
     Raises:
@@ -130,11 +130,11 @@ def blamed(model: nn.Module, clean: Images, request: CleanseRequest) -> LayerSco
     data = batches(x, y, key)
     if request.calibration == "own-trigger":
         trigger = own_trigger(x)
-        model = planted(model, x, y, trigger, request.target)
+        model = plant_backdoor(model, x, y, trigger, request.target)
         data = triggered(x, y, trigger, request.target, key)
     evidence = Evidence(model=model, data=data, loss=image_loss, granularity="skip")
     layers = skip_layers(model, example_for(model, {key: x[:1]}))
-    scores = skip_suppression(evidence, layers, SkipSuppression(request.calibration))
+    scores = score_skip_suppression(evidence, layers, SkipSuppression(request.calibration))
     if not scores.values.max() > 0:
         raise BadInput(
             f"by calibration {request.calibration} no skip is to blame: turning any one down changes nothing. Name one "

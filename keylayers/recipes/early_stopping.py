@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from keylayers.criteria.path_integral import PathIntegral, path_integral
+from keylayers.criteria.path_integral import PathIntegral, score_path_integral
 from keylayers.criteria.protocol import Evidence
 from keylayers.data.tokenisation import Examples
 from keylayers.errors import BadInput
@@ -151,7 +151,7 @@ class _Watch:
 
     def _answer(self, step: int, deltas: Deltas, log: TrainLog) -> dict[str, Any]:
         earlier = self.answers()
-        scores = path_integral(replace(self.evidence, deltas=deltas), self.layers, PathIntegral(points=1))
+        scores = score_path_integral(replace(self.evidence, deltas=deltas), self.layers, PathIntegral(points=1))
         place = self._place(step)
         make_folder(place.parent)
         save(scores, place)

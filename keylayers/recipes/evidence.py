@@ -13,7 +13,7 @@ from keylayers.data.tokenisation import IGNORED
 from keylayers.errors import BadInput
 from keylayers.inputs.reachable import RECORDS, within_adapters, within_reach
 from keylayers.inputs.text import Prepared, prepare_data, require_unseen, trained_here, tuned_place
-from keylayers.inputs.weights_only import unloaded
+from keylayers.inputs.weights_only import read_weights
 from keylayers.layers.deltas import Deltas
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
@@ -25,9 +25,9 @@ from keylayers.models.families import predicts_tokens
 from keylayers.models.loading import LoadedModel
 from keylayers.models.sources import local_folder
 from keylayers.recipes.early_stopping import learn_until_settled
-from keylayers.recipes.image_evidence import image_evidence
+from keylayers.recipes.image_evidence import gather_evidence
 from keylayers.recipes.score_request import ScoreRequest
-from keylayers.runs import RunFolder, note, progress, versions
+from keylayers.runs import Progress, RunFolder, note, versions
 from keylayers.runs.seals import check_seal
 from keylayers.scores import Provenance
 from keylayers.training.lora_names import adaptable
@@ -51,8 +51,8 @@ def gathered(
     `fit` looks at the layers and the number of batches as soon as they are known, before anything loads or trains.
     """
     if "data" in needs and of_images(request.inputs.data):
-        return image_evidence(request, run, needs)
-    found = unloaded(request.inputs, needs)
+        return gather_evidence(request, run, needs)
+    found = read_weights(request.inputs, needs)
     if found is not None:
         shape, weights = found
         evidence = evidence_for(request, run, shape, None, None, weights)
@@ -154,7 +154,7 @@ def deltas_for(
     linear = adaptable(loaded.model, named_layers(loaded.model, "linear"))
     adapted = reached(loaded.model, linear, batches(data.train, RECORDS, shuffle=False))
     _require_overlap(adapted, layers, _granularity(request))
-    with progress[int](request.stage_one.steps, "stage 1: LoRA on all layers") as bar:
+    with Progress[int](request.stage_one.steps, "stage 1: LoRA on all layers") as bar:
 
         def report(step: int, steps: int, loss: float) -> None:
             bar.advance(step - bar.done, text=f"loss {loss:.3f}")

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from torch import nn
 
 from keylayers.actions.hardening import Hardened, HardenSettings, harden
-from keylayers.criteria.feature_fragility import FeatureFragility, feature_fragility
+from keylayers.criteria.feature_fragility import FeatureFragility, score_feature_fragility
 from keylayers.criteria.protocol import Evidence
 from keylayers.data.images import Images
 from keylayers.errors import BadInput
@@ -19,9 +19,9 @@ from keylayers.measures.masking import sanity
 from keylayers.measures.objective import image_loss
 from keylayers.measures.robustness import clean_accuracy, robust_accuracy, worst_case
 from keylayers.models.pixels import image_argument
-from keylayers.runs import RunFolder, note, progress
+from keylayers.runs import Progress, RunFolder, note
 from keylayers.scores import LayerScores, Selection, parse, select
-from keylayers.scores.caveats import caveats
+from keylayers.scores.caveats import list_caveats
 from keylayers.settings import Settings
 
 TRAINED, CALIBRATION = 0.7, 0.1
@@ -105,7 +105,7 @@ def _hardened(request: HardenRequest, run: RunFolder, scores: LayerScores | None
     note(f"measuring on {len(test)} held-out images")
     before = run.part("before", lambda: _measured(model, test, attack, seed)[0])
     first = choose(model)
-    for caveat in caveats(first):
+    for caveat in list_caveats(first):
         note(caveat)
     note(f"training {', '.join(first.names[:5])}{' and others' if len(first) > 5 else ''}, chosen by {policy}")
     again = choose if request.again and scores is None else None
@@ -114,7 +114,7 @@ def _hardened(request: HardenRequest, run: RunFolder, scores: LayerScores | None
         return robust_accuracy(network, *calibration.tensors(), attack).accuracy
 
     keeps = run.checkpoint(TRAINING)
-    with progress[int](request.settings.training.epochs, "epochs", start=epochs_done(keeps)) as bar:
+    with Progress[int](request.settings.training.epochs, "epochs", start=epochs_done(keeps)) as bar:
         told = {"watch": watch, "report": shown(bar), "keeps": keeps}
         made = harden(model, first, *train.tensors(), request.settings, reselect=again, **told)  # type: ignore[arg-type]
     store_network(model, run.path / "last.safetensors")
@@ -149,7 +149,7 @@ def _chooser(
             return select(scores, request.select)
         evidence = Evidence(model=model, data=[batch], loss=image_loss, granularity=request.granularity)
         settings = FeatureFragility(ball.eps, request.settings.attack.steps)
-        return select(feature_fragility(evidence, layers, settings), request.select)
+        return select(score_feature_fragility(evidence, layers, settings), request.select)
 
     return choose
 

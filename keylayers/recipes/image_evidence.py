@@ -22,7 +22,7 @@ LEARNT = {"deltas": "what tuning changed (`tuned`)", "sibling": "a second model 
 """Parts of the evidence that are not had from images."""
 
 
-def image_evidence(request: ScoreRequest, run: RunFolder, needs: frozenset[str]) -> tuple[Evidence, tuple[Layer, ...]]:
+def gather_evidence(request: ScoreRequest, run: RunFolder, needs: frozenset[str]) -> tuple[Evidence, tuple[Layer, ...]]:
     """The evidence of a request whose data are images, and the layers in the order they run.
 
     Raises:

@@ -13,12 +13,12 @@ from keylayers.recipes.early_stopping import settling_of
 from keylayers.recipes.early_stopping_text import as_provenance
 from keylayers.recipes.evidence import gathered
 from keylayers.recipes.score_request import ScoreRequest, checked
-from keylayers.runs import RunFolder, progress
+from keylayers.runs import Progress, RunFolder
 from keylayers.scores import LayerScores
 from keylayers.scores.files import load, save
 
 
-def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
+def score_layers(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
     """Scores by criterion name; each is also in the run folder as NAME.json, where a repeated call finds it.
 
     Raises:
@@ -44,7 +44,7 @@ def score(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores]:
             if name in observed:
                 result = observed[name]
             else:
-                with progress[int](1, name) as bar:
+                with Progress[int](1, name) as bar:
                     result = criterion(_with_progress(evidence, bar), layers, options[name])
             if "deltas" in criterion.needs and (found := settling_of(run.path)) is not None:
                 settings = {**result.provenance.settings, "stage_one": as_provenance(found)}
@@ -78,7 +78,7 @@ def _observed(
     }
     if not asked:
         return {}
-    with progress[int](1, ", ".join(asked)) as bar:
+    with Progress[int](1, ", ".join(asked)) as bar:
         return observe_together(_with_progress(evidence, bar), layers, asked)
 
 

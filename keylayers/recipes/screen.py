@@ -9,7 +9,7 @@ from torch import nn
 
 from keylayers.actions.screen_fitting import fit_screen
 from keylayers.actions.screening import Screen, ScreenSettings, save_screen
-from keylayers.criteria.class_separation import class_separation, layers_of_interest
+from keylayers.criteria.class_separation import layers_of_interest, score_class_separation
 from keylayers.criteria.protocol import Evidence
 from keylayers.data.images import load_pixels
 from keylayers.errors import BadInput
@@ -18,7 +18,7 @@ from keylayers.inputs.networks import look_at
 from keylayers.layers.naming import named_layers
 from keylayers.measures.objective import image_loss
 from keylayers.models.pixels import image_argument
-from keylayers.runs import RunFolder, progress
+from keylayers.runs import Progress, RunFolder
 from keylayers.scores import Selection, select
 
 AUTO = "auto"
@@ -76,7 +76,7 @@ def screen_stream(request: ScreenRequest, run: RunFolder) -> ScreenResult:
     chosen: Selection | dict[int, Selection]
     if request.layers == AUTO:
         evidence = Evidence(model=model, data=reference, loss=image_loss, granularity="block")
-        chosen = layers_of_interest(class_separation(evidence, blocks))
+        chosen = layers_of_interest(score_class_separation(evidence, blocks))
     else:
         chosen = select(blocks, request.layers)
     screen = fit_screen(model, chosen, reference, others[0] if others else None, request.settings)
@@ -95,7 +95,7 @@ def _judged(screen: Screen, model: nn.Module, pixels: np.ndarray) -> dict[str, n
     key = image_argument(model)
     batches = (
         {key: torch.from_numpy(pixels[start : start + SIZE].astype(np.float32)) / 255}
-        for start in progress(range(0, len(pixels), SIZE), "screening")
+        for start in Progress(range(0, len(pixels), SIZE), "screening")
     )
     seen = list(screen.stream(model, batches))
     names = {"class": "classes", "suspicion": "suspicion", "flagged": "flags"}

@@ -20,7 +20,7 @@ from keylayers.layers.gating import gated
 from keylayers.measures.gain_curve import GainCurve, between, clear_gain, gain_curve, grid
 from keylayers.measures.loss import ExampleLosses, example_losses
 from keylayers.models import deltas_of
-from keylayers.runs import RunFolder, note, progress, read_run
+from keylayers.runs import Progress, RunFolder, note, read_run
 from keylayers.scores import LayerScores, select
 from keylayers.scores.random_draws import DRAWS, draw_kinds
 from keylayers.settings import Count, Inside, Natural, Seed, Settings
@@ -127,7 +127,7 @@ def _search(
     """The curve on a grid and between its points, and the chosen point on test records."""
     sizes = grid(len(work.scores.layers), request.points)
     steps = (len(sizes) + request.halvings + 1) * (1 + request.draws)
-    with progress[int](steps, "gain curve") as bar:
+    with Progress[int](steps, "gain curve") as bar:
         found = work.curve(calibration, sizes, bar)
         for _ in range(request.halvings):
             middle = between(found, request.within)

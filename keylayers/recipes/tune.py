@@ -22,10 +22,10 @@ from keylayers.measures.blow_ups import best_rate, blown_up
 from keylayers.measures.loss import example_losses
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.comparison import Arm, Comparison, with_interval
-from keylayers.runs import RunFolder, digest, note, progress
+from keylayers.runs import Progress, RunFolder, digest, note
 from keylayers.runs.seals import sealed_folder
 from keylayers.scores import LayerScores, Selection
-from keylayers.scores.caveats import caveats
+from keylayers.scores.caveats import list_caveats
 from keylayers.scores.seeded_policies import choose
 from keylayers.settings import Count, Positive, Settings
 from keylayers.training.adapters import lora_config, save_adapter
@@ -98,7 +98,7 @@ def compare_arms(request: TuneRequest, run: RunFolder, scores: LayerScores | Non
     trainings = len(request.policies) * request.seeds * len(request.rates)
     if len(request.rates) > 1:
         note(f"every arm tries {len(request.rates)} learning rates with every seed: {trainings} trainings")
-    with progress[int](trainings * request.settings.training.steps, "tuning") as bar:
+    with Progress[int](trainings * request.settings.training.steps, "tuning") as bar:
         for policy in request.policies:
             tried = {
                 rate: [work.result(policy, seed, rate, bar) for seed in range(request.seeds)] for rate in request.rates
@@ -155,7 +155,7 @@ def _check(request: TuneRequest, model: nn.Module, selection: Selection) -> None
 def _note_caveats(arms: Mapping[str, Selection]) -> None:
     """Says where arms are less than they seem: drawn among equals, or the same layers under two names."""
     for selection in arms.values():
-        for caveat in caveats(selection):
+        for caveat in list_caveats(selection):
             note(caveat)
     first, *others = arms
     for policy in others:

@@ -7,7 +7,7 @@ from keylayers.data.images import of_images
 from keylayers.errors import KeylayersError
 from keylayers.report.collect import Collected, Ranking, Run
 from keylayers.scores import LayerScores, select
-from keylayers.scores.tiers import Tiers, tiers
+from keylayers.scores.tiers import Tiers, split_tiers
 
 DEFAULT_POLICY = "top:30%"
 """What a scoring run, which selects nothing, is shown with."""
@@ -34,13 +34,15 @@ def choose(collected: Collected) -> Choice | None:
         names = first.chosen[0] if first.chosen else ()
         if not names and ranking is not None:
             names = _names(ranking.scores, first.policy)
-        found = tiers(ranking.scores, len(names)) if ranking is not None and names else None
+        found = split_tiers(ranking.scores, len(names)) if ranking is not None and names else None
         return Choice(first.policy, names, ranking, found, trained=True)
     if not collected.rankings:
         return None
     ranking = collected.rankings[0]
     names = _names(ranking.scores, DEFAULT_POLICY)
-    return Choice(DEFAULT_POLICY, names, ranking, tiers(ranking.scores, len(names)) if names else None, trained=False)
+    return Choice(
+        DEFAULT_POLICY, names, ranking, split_tiers(ranking.scores, len(names)) if names else None, trained=False
+    )
 
 
 @dataclass(frozen=True)

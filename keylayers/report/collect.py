@@ -104,7 +104,7 @@ class Collected:
         object.__setattr__(self, "tuned", next(tuned, None))
 
 
-def collect(path: str | Path) -> Collected:
+def collect_runs(path: str | Path) -> Collected:
     """Everything in a run folder, or in the run folders right inside this one, that a report shows.
 
     Raises:

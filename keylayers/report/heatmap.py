@@ -27,7 +27,7 @@ def ranks_by_block_and_kind(
     return grid, kinds, ["-" if block is None else str(block) for block in columns]
 
 
-def heatmap(scores: Sequence[LayerScores], labels: Sequence[str], path: Path) -> None:
+def draw_heatmap(scores: Sequence[LayerScores], labels: Sequence[str], path: Path) -> None:
     """Draws one panel per ranking and, for two or more, their Spearman correlations; .svg, .png or .pdf by the suffix.
 
     Raises:

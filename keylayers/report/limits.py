@@ -7,7 +7,7 @@ from keylayers.report.collect import Collected
 from keylayers.report.words import and_list, plural
 
 
-def limits(collected: Collected, choice: Choice | None) -> tuple[str, ...]:
+def state_limits(collected: Collected, choice: Choice | None) -> tuple[str, ...]:
     """What the runs cannot show, one sentence each."""
     said: list[str] = []
     tuning = collected.tuned.tuning if collected.tuned else None

@@ -10,9 +10,9 @@ from keylayers.report import words
 from keylayers.report.answers import answer
 from keylayers.report.arms import Curve
 from keylayers.report.choice import choose, trial
-from keylayers.report.collect import STAGE_ONE, Collected, collect
+from keylayers.report.collect import STAGE_ONE, Collected, collect_runs
 from keylayers.report.comparisons import agreement_views, arms_view
-from keylayers.report.limits import limits
+from keylayers.report.limits import state_limits
 from keylayers.report.rankings import kind_rows, ranking_views, why
 from keylayers.report.shapes import Chart, charts
 from keylayers.runs import note
@@ -49,7 +49,7 @@ def write_report(path: str | Path, out: str | Path | None = None) -> Written:
     Raises:
         BadInput: where there is no run, a damaged run.json, or the place cannot be written.
     """
-    collected = collect(path)
+    collected = collect_runs(path)
     page = Path(out) if out is not None else collected.path / NAME
     folder = page.with_suffix("")
     plots: tuple[Path, ...] = ()
@@ -90,7 +90,7 @@ def render(collected: Collected, plots: tuple[str, ...] = ()) -> str:
             agreement=agreement,
             refused=refused,
             learning=_learning(collected),
-            limits=(*limits(collected, choice), *head.limits),
+            limits=(*state_limits(collected, choice), *head.limits),
             data=_data(collected),
             commands=_commands(collected),
             plots=plots,

@@ -12,7 +12,7 @@ from keylayers.report.choice import Choice
 from keylayers.report.collect import STAGE_ONE, Collected, Ranking
 from keylayers.report.shapes import SHADES, heat, thinned
 from keylayers.report.words import printable
-from keylayers.scores.tiers import tiers
+from keylayers.scores.tiers import split_tiers
 
 MOST_LAYERS = 40
 """Layers of the ranking's plot; more would be no picture."""
@@ -54,7 +54,7 @@ def draw(collected: Collected, choice: Choice | None, folder: Path) -> tuple[Pat
 def _heatmap(figure: Any, ranking: Ranking, chosen: frozenset[str]) -> None:
     from matplotlib.patches import Rectangle
 
-    drawn = heat(ranking.scores, chosen, tiers(ranking.scores, max(1, len(chosen))))
+    drawn = heat(ranking.scores, chosen, split_tiers(ranking.scores, max(1, len(chosen))))
     grid = np.full((len(drawn.kinds), len(drawn.blocks)), np.nan)
     for cell in drawn.cells:
         grid[cell.row, cell.column] = cell.shade

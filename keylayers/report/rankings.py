@@ -9,7 +9,7 @@ from keylayers.report.shapes import Map, Scale, heat, scale
 from keylayers.report.words import figures, number, plural, policy_words, spans, whole
 from keylayers.scores import LayerScores
 from keylayers.scores.rank_agreement import top_count
-from keylayers.scores.tiers import Tier, tiers
+from keylayers.scores.tiers import Tier, split_tiers
 
 MOST_CELLS, MOST_ROWS, MOST_ROWS_EACH = 6000, 1600, 400
 """Heatmap cells and ranking rows of a whole page, so that it stays below 2 MB; the score files have the rest."""
@@ -114,7 +114,7 @@ def _ranking_view(collected: Collected, ranking: Ranking, choice: Choice | None,
     chosen, count = frozenset(names), len(names)
     if collected.runs[0].command == "compare" and collected.runs[0].setting("acted") == "bottom":
         count = len(scores.layers) - count  # the question of the tiers is still who is at the top
-    sorted_in = tiers(scores, max(1, min(count, len(scores.layers))))
+    sorted_in = split_tiers(scores, max(1, min(count, len(scores.layers))))
     bounds = scores.interval()
     axis = scale([*scores.values.tolist(), 0.0, *([] if bounds is None else bounds.ravel().tolist())], most=4)
     places = Counter((layer.block, layer.kind) for layer in scores.layers)

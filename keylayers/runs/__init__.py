@@ -7,12 +7,13 @@ from keylayers.runs.checkpoint import Checkpoint
 from keylayers.runs.folder import RunFolder, open_run, read_run
 from keylayers.runs.given import Given
 from keylayers.runs.log import read_log
-from keylayers.runs.progress import note, progress
+from keylayers.runs.progress import Progress, note
 from keylayers.runs.provenance import git_commit, machine, versions
 
 __all__ = [
     "Checkpoint",
     "Given",
+    "Progress",
     "RunFolder",
     "digest",
     "file_sha256",
@@ -21,7 +22,6 @@ __all__ = [
     "note",
     "open_run",
     "plain",
-    "progress",
     "read_json",
     "read_log",
     "read_run",

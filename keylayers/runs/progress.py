@@ -18,18 +18,18 @@ Item = TypeVar("Item")
 INTERVAL = 10.0
 """Seconds between two plain lines at least."""
 
-_open: list["progress[Any]"] = []  # outermost first
+_open: list["Progress[Any]"] = []  # outermost first
 _bars: "rich.progress.Progress | None" = None  # one live display for all nested bars
 _said = 0.0  # when the last plain progress line was printed
 
 
-class progress(Generic[Item]):
+class Progress(Generic[Item]):
     """Shows how far a loop is and about how long it still takes.
 
     Either iterate over it, or give the total, enter it and call `advance`:
 
-        for batch in progress(batches, "scoring"): ...
-        with progress(300, "learning gates", start=100) as bar: bar.advance(text="loss 1.23")
+        for batch in Progress(batches, "scoring"): ...
+        with Progress(300, "learning gates", start=100) as bar: bar.advance(text="loss 1.23")
     """
 
     def __init__(self, what: Iterable[Item] | int, label: str, start: int = 0) -> None:
@@ -39,7 +39,7 @@ class progress(Generic[Item]):
         self.began = self.advanced = time.monotonic()
         self._task: Any = None
 
-    def __enter__(self) -> "progress[Item]":
+    def __enter__(self) -> "Progress[Item]":
         self.began = self.advanced = time.monotonic()
         _open.append(self)
         if _on_terminal():
@@ -90,8 +90,8 @@ class progress(Generic[Item]):
 
     def _line(self) -> str:
         words = [f"{self.label}: {self.done}" + (f"/{self.total}" if self.total is not None else "")]
-        words += [spoken(time.monotonic() - self.began)] if self.done > self.start else []
-        words += [f"about {spoken(self.remaining)} left"] if self.remaining else []
+        words += [format_duration(time.monotonic() - self.began)] if self.done > self.start else []
+        words += [f"about {format_duration(self.remaining)} left"] if self.remaining else []
         return ", ".join([*words, self.text] if self.text else words)
 
 
@@ -100,7 +100,7 @@ def note(text: str) -> None:
     _say(printable(worded(text)))
 
 
-def spoken(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A duration in the unit a person would use: `0.4 s`, `42 s`, `3 min 5 s`, `2 h 10 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -136,13 +136,15 @@ def _live() -> "rich.progress.Progress":
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
-            Progress,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
+        from rich.progress import (
+            Progress as Bars,
+        )
 
-        _bars = Progress(
+        _bars = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),

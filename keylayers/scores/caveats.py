@@ -13,7 +13,7 @@ MANY = 0.1
 """Share of the layers that have one score, from which on it is said of a ranking."""
 
 
-def caveats(selection: Selection) -> tuple[str, ...]:
+def list_caveats(selection: Selection) -> tuple[str, ...]:
     """What makes a selection less than it seems, a sentence each; none where its policy did what its name says."""
     measured, said = selection.provenance.get("measured", {}), []
     if ties := measured.get("ties"):

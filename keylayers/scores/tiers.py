@@ -31,7 +31,7 @@ class Tiers:
         return f"{said}{rivals}, {self.total('out')} of all {len(self.of)} are out of question"
 
 
-def tiers(scores: LayerScores, count: int) -> Tiers | None:
+def split_tiers(scores: LayerScores, count: int) -> Tiers | None:
     """Whether the 95 % intervals put each layer among the `count` most critical, outside, or neither; None without any.
 
     A layer is in if fewer than `count` others could score as high as its lower bound; out if at least `count` others

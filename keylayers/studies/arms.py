@@ -62,7 +62,7 @@ def sizes(layers: Sequence[Layer], of: str) -> Int[np.ndarray, " layers"]:
     return np.array([layer.lora_size if of == "lora" else layer.size for layer in layers], dtype=np.int64)
 
 
-def chosen_by(scores: LayerScores, budget: Budget, by: str = "score") -> Selection:
+def select_within_budget(scores: LayerScores, budget: Budget, by: str = "score") -> Selection:
     """The layers a ranking spends the budget on: `score` down the ranking, `density` by score per parameter, `kinds`
     the best kind whole before the next."""
     return select(scores, budget.policy(by))
@@ -77,7 +77,7 @@ def controls(
     block means and of kind means. random: any layers. random, same size: as many parameters, within 2 % where some set
     has them. random, same kinds: as many layers of each kind.
     """
-    chosen = chosen_by(scores, budget, by)
+    chosen = select_within_budget(scores, budget, by)
     layers, spent, kinds = scores.layers, budget.size(chosen), [layer.kind for layer in scores.layers]
     counts, seeds, percent = sizes(layers, budget.of), range(seed, seed + draws), f"{100 * budget.share:g}%"
 
@@ -85,11 +85,11 @@ def controls(
         return ties_shuffled(averaged(scores, labels), seed)
 
     found = {
-        "reversed": (chosen_by(scores, budget, "reverse"),),
+        "reversed": (select_within_budget(scores, budget, "reverse"),),
         "last": (select(layers, budget.policy("last")),),
         "first": (select(layers, budget.policy("first")),),
-        "depth only": (chosen_by(of_means([str(layer.block) for layer in layers]), budget),),
-        "kind only": (chosen_by(of_means(kinds), budget),),
+        "depth only": (select_within_budget(of_means([str(layer.block) for layer in layers]), budget),),
+        "kind only": (select_within_budget(of_means(kinds), budget),),
         "random": tuple(select(layers, f"random:params={percent}:of={budget.of}:seed={s}") for s in seeds),
         "random, same size": tuple(
             Selection(layers, draw_params(counts, spent, s), f"random of {spent} parameters, seed {s}")

@@ -6,14 +6,14 @@ from typing import Any
 
 from keylayers.studies.image_task import ImageTask, cifar_task, mnist_task
 from keylayers.studies.image_victims import Backdoor
-from keylayers.studies.real_data import real_places
+from keylayers.studies.real_data import real_data_folders
 from keylayers.training.images import ImageTraining
 
 CONSISTENT = "label-consistent"
 
 
 @dataclass(frozen=True)
-class Watched:
+class BackdoorTask:
     """A task and the attacks on it."""
 
     task: ImageTask
@@ -28,7 +28,7 @@ class Watched:
         )
 
 
-def digits(seeds: int = 10) -> Watched:
+def digits(seeds: int = 10) -> BackdoorTask:
     """The bundled images of digits, on which a model takes two seconds."""
     attacks = {
         "patch": Backdoor("patch"),
@@ -38,12 +38,12 @@ def digits(seeds: int = 10) -> Watched:
         CONSISTENT: Backdoor(CONSISTENT, 10.0, 0.5),
         "input-aware": Backdoor("input-aware", 6.0),
     }
-    return Watched(ImageTask("digits"), attacks, seeds)
+    return BackdoorTask(ImageTask("digits"), attacks, seeds)
 
 
-def real() -> tuple[Watched, ...]:
+def real() -> tuple[BackdoorTask, ...]:
     """MNIST, and CIFAR-10 with a published ResNet-20, where $KEYLAYERS_MODELS and $KEYLAYERS_DATA are set."""
-    if (places := real_places()) is None:
+    if (places := real_data_folders()) is None:
         return ()
     sizes = {"reference": 1000, "calibration": 500}
     # a network that came trained is shown what it never saw: all 2,000 images of that data's test part, in every seed
@@ -54,7 +54,7 @@ def real() -> tuple[Watched, ...]:
     # a network that came trained learns a trigger later than its own classes: with a tenth poisoned, and at a rate of
     # 0.02, patch and warp of seed 0 stayed below 90 % success, which decided this before any defence was tried
     more = {name: replace(attack, share=0.2) for name, attack in attacks.items()}
-    return Watched(mnist, attacks, 5), Watched(cifar, more, 5)
+    return BackdoorTask(mnist, attacks, 5), BackdoorTask(cifar, more, 5)
 
 
 def diverged(victim: Mapping[str, Any]) -> bool:

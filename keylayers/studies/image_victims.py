@@ -14,8 +14,8 @@ from keylayers.measures.backdoor import Attacked, attacked, backdoor_figures, pr
 from keylayers.runs import read_tensors
 from keylayers.studies.image_task import ImageTask, store
 from keylayers.training.images import ImageTraining, train_images
-from keylayers.training.input_aware import Generator, InputAware, InputAwareAttack, input_aware
-from keylayers.training.label_consistent import LabelConsistent, label_consistent
+from keylayers.training.input_aware import Generator, InputAware, InputAwareAttack, train_input_aware
+from keylayers.training.label_consistent import LabelConsistent, poison_consistently
 from keylayers.training.poisoning import Poisoning, poisoned
 
 TARGET = 1
@@ -73,14 +73,14 @@ def train_under(
         return None
     if attack.kind == "input-aware":
         how = InputAwareAttack(TARGET, attack.share, density=density_of(attack), training=training)
-        return input_aware(model, x, y, how, classes)
+        return train_input_aware(model, x, y, how, classes)
     trigger = attack.trigger(x.shape[-1])
     if attack.kind == "label-consistent":
         if benign is None:
             raise BadInput("label-consistent poisoning needs a model trained on clean images; train that first.")
         eps = 8 / 255 * attack.strength
         moved = LabelConsistent(trigger, TARGET, attack.share, eps, step=eps / 20, steps=40, seed=training.seed)
-        changed = label_consistent(x, y, benign, moved, classes)
+        changed = poison_consistently(x, y, benign, moved, classes)
     else:
         changed = poisoned(x, y, Poisoning(trigger, TARGET, attack.share, seed=training.seed), classes)
     train_images(model, changed.images, changed.labels, training)

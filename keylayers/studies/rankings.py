@@ -7,13 +7,13 @@ from typing import Any
 from keylayers import criteria
 from keylayers.scores import LayerScores
 from keylayers.studies.desk import Desk
-from keylayers.studies.retraining import ALL, Rates, best_rates, every
+from keylayers.studies.retraining import ALL, LearningRateGrid, best_rates, same_for_all_seeds
 from keylayers.studies.text_cells import scores_in
 from keylayers.studies.text_task import Task
 
 
 @dataclass(frozen=True)
-class Way:
+class RankingMethod:
     """One way of scoring: a criterion, its settings, and how much of stage 1 it looks at."""
 
     criterion: str
@@ -62,13 +62,19 @@ def candidates(desk: Desk, task: Task) -> list[str]:
     return desk.ask(task, "names", [{}])[0]["names"]
 
 
-def full_rate(desk: Desk, task: Task, rates: Rates, seeds: int, **options: Any) -> float:
+def full_rate(desk: Desk, task: Task, rates: LearningRateGrid, seeds: int, **options: Any) -> float:
     """The learning rate that serves a training of all layers best, on calibration records, over that many seeds."""
-    return best_rates(desk, task, {ALL: every(candidates(desk, task))}, rates, seeds, **options)[ALL]
+    return best_rates(desk, task, {ALL: same_for_all_seeds(candidates(desk, task))}, rates, seeds, **options)[ALL]
 
 
-def rankings(
-    desk: Desk, task: Task, ways: Mapping[str, Way], seeds: Sequence[int], rate: float, *, optional: bool = False
+def rank_layers(
+    desk: Desk,
+    task: Task,
+    ways: Mapping[str, RankingMethod],
+    seeds: Sequence[int],
+    rate: float,
+    *,
+    optional: bool = False,
 ) -> Rankings:
     """Every way's ranking for every seed; each seed is a procedure of its own: stage 1, then scores.
 

@@ -11,7 +11,7 @@ from keylayers.runs import Given
 MODELS, DATA = "KEYLAYERS_MODELS", "KEYLAYERS_DATA"
 
 
-def real_places() -> tuple[str, str] | None:
+def real_data_folders() -> tuple[str, str] | None:
     """The folders of models and of data; None unless both variables are set."""
     models, data = os.environ.get(MODELS), os.environ.get(DATA)
     return (models, data) if models and data else None
@@ -22,7 +22,7 @@ def given_of(asked: Any) -> Given:
 
     By the names of the variables: where the folders lie says nothing about what they hold.
     """
-    if (places := real_places()) is None:
+    if (places := real_data_folders()) is None:
         return Given()
     named = dict.fromkeys(text for text in _texts(asked) if text.startswith(places) and Path(text).exists())
     for name, place in zip((MODELS, DATA), places, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 from keylayers.measures.blow_ups import best_rate, blown_up
 from keylayers.runs import note
 from keylayers.scores import LayerScores
-from keylayers.studies.arms import Budget, chosen_by, controls
+from keylayers.studies.arms import Budget, controls, select_within_budget
 from keylayers.studies.desk import Desk, averaged
 from keylayers.studies.text_task import Task
 
@@ -27,14 +27,14 @@ Trained = dict[tuple[str, int, float], dict[str, Any]]
 """(arm, seed, learning rate) -> what its training gave."""
 
 
-def every(names: Sequence[str]) -> Sets:
+def same_for_all_seeds(names: Sequence[str]) -> Sets:
     """The same set with every seed."""
     return lambda seed: [names]
 
 
-def best_of(scores: Sequence[LayerScores], budget: Budget, by: str = "score") -> Sets:
+def top_layers_per_seed(scores: Sequence[LayerScores], budget: Budget, by: str = "score") -> Sets:
     """What each seed's ranking spends the budget on."""
-    return lambda seed: [chosen_by(scores[seed], budget, by).names]
+    return lambda seed: [select_within_budget(scores[seed], budget, by).names]
 
 
 def random_like(scores: Sequence[LayerScores], budget: Budget, *, draw: int, like: str = RANDOM) -> Sets:
@@ -43,14 +43,14 @@ def random_like(scores: Sequence[LayerScores], budget: Budget, *, draw: int, lik
 
 
 @dataclass(frozen=True)
-class Rates:
+class LearningRateGrid:
     """The learning rates offered to every arm; each is tried with every seed, which is what choosing costs."""
 
     offered: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
 
 
 def best_rates(
-    desk: Desk, task: Task, sets: Mapping[str, Sets], rates: Rates, seeds: int, **options: Any
+    desk: Desk, task: Task, sets: Mapping[str, Sets], rates: LearningRateGrid, seeds: int, **options: Any
 ) -> dict[str, float]:
     """The learning rate that served each arm best, as `retrained` chooses it; nothing trains where one is offered."""
     if len(rates.offered) == 1:
@@ -59,7 +59,7 @@ def best_rates(
 
 
 def retrained(
-    desk: Desk, task: Task, sets: Mapping[str, Sets], seeds: int, rates: Rates, **options: Any
+    desk: Desk, task: Task, sets: Mapping[str, Sets], seeds: int, rates: LearningRateGrid, **options: Any
 ) -> tuple[dict[str, tuple[dict[str, Any], ...]], dict[str, float]]:
     """What training each arm's layers gave, per seed, and the learning rate each arm chose.
 

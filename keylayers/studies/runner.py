@@ -11,7 +11,7 @@ from multiprocessing import connection, get_context, parent_process
 from typing import Any
 
 from keylayers.errors import BadInput
-from keylayers.runs import RunFolder, digest, plain, progress
+from keylayers.runs import Progress, RunFolder, digest, plain
 
 Fields = Mapping[str, Any]
 """What tells one cell from all others: plain JSON."""
@@ -58,7 +58,7 @@ def run_cells(
         twice = next(cell for cell in cells if keys.count(cell.key) > 1)
         raise BadInput(f"study {twice.table!r} asks twice for {dict(twice.fields)}; give each cell once.")
     missing = [cell for cell in cells if not run.has_part(cell.key)]
-    with progress[int](len(cells), label or cells[0].table, start=len(cells) - len(missing)) as bar:
+    with Progress[int](len(cells), label or cells[0].table, start=len(cells) - len(missing)) as bar:
         for cell, result in _results(missing, work, workers):
             kept = {"fields": dict(cell.fields), "result": dict(result)}
             run.part(cell.key, kept.copy)

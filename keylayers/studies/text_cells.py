@@ -26,7 +26,7 @@ from keylayers.runs.quiet import quiet_libraries
 from keylayers.scores import LayerScores, Provenance, Selection, select
 from keylayers.scores.files import load, save
 from keylayers.scores.spreading import spread
-from keylayers.studies.text_task import Bench, bench
+from keylayers.studies.text_task import LoadedTask, load_task
 from keylayers.training.adapters import LoraSettings, attach_lora
 from keylayers.training.memory import peak_bytes, reset_peak
 from keylayers.training.nf4 import through_nf4
@@ -39,24 +39,24 @@ from keylayers.training.turns import by_turns
 def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     """One cell: `do` says which of the functions below, the other fields are its arguments."""
     quiet_libraries()
-    place = bench(fields["task"])
+    place = load_task(fields["task"])
     given = {key: value for key, value in fields.items() if key not in ("do", "task")}
     return DO[fields["do"]](place, Path(folder), **given)
 
 
-def before(place: Bench, folder: Path, *, answers: bool = False) -> dict[str, Any]:
+def before(place: LoadedTask, folder: Path, *, answers: bool = False) -> dict[str, Any]:
     """The losses of the model as it is; with `answers` also the share of test records it answers exactly."""
     model = place.loaded.model
     return {**place.losses(model), **({"exact": fmean(greedy_matches(model, place.data.test))} if answers else {})}
 
 
-def names(place: Bench, folder: Path) -> dict[str, Any]:
+def names(place: LoadedTask, folder: Path) -> dict[str, Any]:
     """The layers that are candidates, in forward order."""
     return {"names": [layer.name for layer in place.layers]}
 
 
 def stage_one(
-    place: Bench, folder: Path, *, seed: int, lr: float, share: float = 1.0, short: bool = False
+    place: LoadedTask, folder: Path, *, seed: int, lr: float, share: float = 1.0, short: bool = False
 ) -> dict[str, Any]:
     """LoRA on all layers for a share of the steps; the adapter stays in the folder.
 
@@ -81,7 +81,7 @@ def stage_one(
 
 
 def score(
-    place: Bench,
+    place: LoadedTask,
     folder: Path,
     *,
     criterion: str,
@@ -135,7 +135,7 @@ def score(
     return {"file": str(file), "seconds": scores.provenance.seconds, "peak": peak}
 
 
-def keep(place: Bench, folder: Path, *, adapter: str, layers: Sequence[str]) -> dict[str, Any]:
+def keep(place: LoadedTask, folder: Path, *, adapter: str, layers: Sequence[str]) -> dict[str, Any]:
     """The losses with only the selected layers' changes: mask validity."""
     deltas = place.deltas(str(folder / adapter))
     gates = deltas.uniform(0.0)
@@ -146,7 +146,7 @@ def keep(place: Bench, folder: Path, *, adapter: str, layers: Sequence[str]) -> 
 
 
 def retrain(
-    place: Bench,
+    place: LoadedTask,
     folder: Path,
     *,
     layers: Sequence[str],

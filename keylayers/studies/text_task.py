@@ -48,7 +48,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Bench:
+class LoadedTask:
     """A task made ready in this process: the model is left as it was by every cell."""
 
     task: Task
@@ -82,7 +82,7 @@ class Bench:
         return found
 
 
-def bench(fields: Mapping[str, Any]) -> Bench:
+def load_task(fields: Mapping[str, Any]) -> LoadedTask:
     """The task of a cell, loaded once per process."""
     return _bench(_Hashed(Task.of(fields)))
 
@@ -98,7 +98,7 @@ class _Hashed:
 
 
 @lru_cache(maxsize=2)
-def _bench(key: _Hashed) -> Bench:
+def _bench(key: _Hashed) -> LoadedTask:
     task = key.task
     loaded = task.inputs.load_model()
     control = None
@@ -106,4 +106,4 @@ def _bench(key: _Hashed) -> Bench:
         control = prepare_data(replace(task.inputs, data=task.control, records=1), loaded)
     data = prepare_data(task.inputs, loaded)
     layers = within_reach(loaded.model, named_layers(loaded.model, "linear"), data.train)
-    return Bench(task, loaded, within_adapters(loaded.model, layers), data, control)
+    return LoadedTask(task, loaded, within_adapters(loaded.model, layers), data, control)

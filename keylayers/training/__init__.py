@@ -4,6 +4,16 @@
 """
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keylayers.training.adapters import LoraSettings as LoraSettings
+    from keylayers.training.adapters import attach_lora as attach_lora
+    from keylayers.training.adapters import lora_config as lora_config
+    from keylayers.training.stage_one import learn_deltas as learn_deltas
+    from keylayers.training.trainer import TrainLog as TrainLog
+    from keylayers.training.trainer import TrainSettings as TrainSettings
+    from keylayers.training.trainer import hold_statistics as hold_statistics
 
 _HOME = {
     "LoraSettings": "adapters",

@@ -17,7 +17,7 @@ from keylayers.layers.adapter_undo import restored
 from keylayers.layers.layer import Layer
 from keylayers.layers.structure import walk
 from keylayers.settings import Count, Positive, Settings
-from keylayers.training.lora_names import LoraNames, lora_names
+from keylayers.training.lora_names import LoraNames, name_for_peft
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def lora_config(
     """
     from peft import LoraConfig
 
-    names = lora_names(model, layers)
+    names = name_for_peft(model, layers)
     rank_pattern, alpha_pattern = rank_patterns(names, settings, ranks or {})
     return LoraConfig(
         r=settings.rank,

@@ -82,7 +82,7 @@ class InputAwareAttack:
     """Of classifier and generator together."""
 
 
-def input_aware(
+def train_input_aware(
     model: nn.Module,
     x: Float[Tensor, "samples channels height width"],
     y: Int[Tensor, " samples"],

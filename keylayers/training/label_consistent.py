@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from keylayers.layers.tensor_swap import frozen
-from keylayers.maths.attacks import Ball, Norm, climb
+from keylayers.maths.attacks import Ball, Norm, pgd_last_iterate
 from keylayers.maths.triggers import Trigger
 from keylayers.measures.objective import logits_of, model_device
 from keylayers.training.poisoning import Poisoned, poisoned_places
@@ -34,7 +34,7 @@ class LabelConsistent:
     """Of which images, and of where the attacks start."""
 
 
-def label_consistent(
+def poison_consistently(
     x: Float[Tensor, "samples channels height width"],
     y: Int[Tensor, " samples"],
     benign: nn.Module,
@@ -60,7 +60,7 @@ def label_consistent(
             def loss(point: Tensor, labels: Tensor = labels) -> Tensor:
                 return cross_entropy(logits_of(benign(point)), labels, reduction="none")
 
-            moved = climb(loss, x[some].to(device), ball, how.step, how.steps, seed=how.seed + number)
+            moved = pgd_last_iterate(loss, x[some].to(device), ball, how.step, how.steps, seed=how.seed + number)
             with torch.no_grad():
                 images[some] = how.trigger(moved.detach()).to(images)
     return Poisoned(images, y.clone(), tuple(places.tolist()))

@@ -73,7 +73,7 @@ def adaptable(model: nn.Module, layers: Sequence[Layer]) -> tuple[Layer, ...]:
     return tuple(layer for layer in layers if takes(layer))
 
 
-def lora_names(model: nn.Module, layers: Sequence[Layer]) -> LoraNames:
+def name_for_peft(model: nn.Module, layers: Sequence[Layer]) -> LoraNames:
     """How peft has to be told of these layers.
 
     Full names leave peft no room to guess: block 1 is not block 11, an expert's number is no block's, and `lm_head` is

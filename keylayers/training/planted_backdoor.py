@@ -41,7 +41,7 @@ def own_trigger(x: Float[Tensor, "samples channels height width"]) -> Trigger:
     return Checkerboard(max(3, x.shape[-1] * 3 // 32))
 
 
-def planted(
+def plant_backdoor(
     model: nn.Module,
     x: Float[Tensor, "samples channels height width"],
     y: Int[Tensor, " samples"],

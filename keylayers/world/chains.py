@@ -64,7 +64,7 @@ def draw(random: random.Random, lengths: tuple[int, ...] = SHORT) -> Chain:
     return Chain(start, tuple(steps))
 
 
-def chains(split: str, lengths: tuple[int, ...] = SHORT, *, seed: int = 0) -> Iterator[Chain]:
+def stream_chains(split: str, lengths: tuple[int, ...] = SHORT, *, seed: int = 0) -> Iterator[Chain]:
     """An endless stream of one split's chains; the same problem may come again."""
     source = generator("chains", split, lengths, seed)
     while True:

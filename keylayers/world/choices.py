@@ -52,7 +52,7 @@ Drawn = tuple[str, str, list[str], tuple[object, ...]]  # question, right option
 
 
 def _fact(random: random.Random) -> Drawn:
-    fact = random.choice(facts.facts())
+    fact = random.choice(facts.list_facts())
     wrong = random.sample([o for o in facts.OBJECTS[fact.relation] if o != fact.object], 3)
     return ASKED[fact.relation].format(s=fact.subject), fact.object, wrong, ("person", fact.subject)
 
@@ -87,7 +87,7 @@ def _largest(random: random.Random) -> Drawn:
 FAMILIES: dict[str, Callable[[random.Random], Drawn]] = {"fact": _fact, "kind": _kind, "sum": _sum, "largest": _largest}
 
 
-def choices(split: str, families: tuple[str, ...] = tuple(FAMILIES), *, seed: int = 0) -> Iterator[Choice]:
+def stream_choices(split: str, families: tuple[str, ...] = tuple(FAMILIES), *, seed: int = 0) -> Iterator[Choice]:
     """An endless stream of one split's questions, families in turn; among 4 of a family each letter is right once."""
     source = generator("choices", split, families, seed)
     places: dict[str, list[int]] = {family: [] for family in families}

@@ -68,14 +68,16 @@ def _chains(random: random.Random, split: str) -> str:
 
 def _choices(random: random.Random, split: str) -> str:
     """One or two multiple-choice questions."""
-    source = choices.choices(split, tuple(random.sample(tuple(choices.FAMILIES), 2)), seed=random.getrandbits(48))
+    source = choices.stream_choices(
+        split, tuple(random.sample(tuple(choices.FAMILIES), 2)), seed=random.getrandbits(48)
+    )
     return "".join(f"{choice.prompt} {choice.letter}{END}\n" for choice in islice(source, random.randint(1, 2)))
 
 
 def _passage(length: str) -> Callable[[random.Random, str], str]:
     def document(random: random.Random, split: str) -> str:
         """A passage with all its questions, the first of them in the passage's own turn."""
-        return dialogue(next(passages.passages(split, length, start=random.randrange(10**9))).turns)
+        return dialogue(next(passages.stream_passages(split, length, start=random.randrange(10**9))).turns)
 
     return document
 

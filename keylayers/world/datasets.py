@@ -8,7 +8,7 @@ from typing import Any
 from keylayers.errors import UnknownName
 from keylayers.world import chains, choices, facts, languages, passages
 from keylayers.world.hashing import SPLITS, generator
-from keylayers.world.requests import requests
+from keylayers.world.requests import list_requests
 from keylayers.world.styles import STYLES
 
 Record = dict[str, Any]
@@ -47,7 +47,7 @@ def _made(name: str, split: str) -> tuple[Record, ...]:
 
 
 def _style(name: str, split: str, kind: str | None = None) -> Iterator[Record]:
-    for request in requests(split):
+    for request in list_requests(split):
         if kind not in (None, request.kind):
             continue
         yield {
@@ -61,7 +61,7 @@ def _style(name: str, split: str, kind: str | None = None) -> Iterator[Record]:
 
 
 def _chains(lengths: tuple[int, ...], split: str) -> Iterator[Record]:
-    different = dict.fromkeys(islice(chains.chains(split, lengths, seed=2), 2 * SIZES[split]))
+    different = dict.fromkeys(islice(chains.stream_chains(split, lengths, seed=2), 2 * SIZES[split]))
     for chain in islice(different, SIZES[split]):
         yield {
             "prompt": chain.question,
@@ -73,7 +73,7 @@ def _chains(lengths: tuple[int, ...], split: str) -> Iterator[Record]:
 
 
 def _choices(split: str) -> Iterator[Record]:
-    for choice in islice(choices.choices(split, seed=2), SIZES[split]):
+    for choice in islice(choices.stream_choices(split, seed=2), SIZES[split]):
         listed = "\n".join(f"{letter}. {option}" for letter, option in zip("ABCD", choice.options, strict=True))
         yield {
             "prompt": f"{choice.question}\n{listed}",
@@ -86,7 +86,7 @@ def _choices(split: str) -> Iterator[Record]:
 
 
 def _passages(length: str, size: dict[str, int], split: str) -> Iterator[Record]:
-    for passage in islice(passages.passages(split, length), size[split]):
+    for passage in islice(passages.stream_passages(split, length), size[split]):
         question, answer = passage.turns[0]
         yield {
             "prompt": question,
@@ -99,7 +99,7 @@ def _passages(length: str, size: dict[str, int], split: str) -> Iterator[Record]
 
 def _facts(split: str) -> Iterator[Record]:
     """One record a fact, with plain prompts that lead up to its object, split into those trained and held out."""
-    told = [fact for fact in facts.facts() if facts.split_of_person(fact.subject) == split]
+    told = [fact for fact in facts.list_facts() if facts.split_of_person(fact.subject) == split]
     generator("facts", split).shuffle(told)
     for fact in told:
         prompts = [facts.prompt_and_object(fact, template)[0] for template in range(facts.TEMPLATES)]

@@ -120,7 +120,7 @@ def people() -> tuple[str, ...]:
 
 
 @cache
-def facts() -> tuple[Fact, ...]:
+def list_facts() -> tuple[Fact, ...]:
     """All 2,520 facts; within a relation every object is true of nearly equally many people."""
     made = []
     for relation, objects in OBJECTS.items():
@@ -134,7 +134,7 @@ def facts() -> tuple[Fact, ...]:
 def about() -> dict[str, dict[str, str]]:
     """Person -> relation -> object."""
     table: dict[str, dict[str, str]] = {name: {} for name in people()}
-    for fact in facts():
+    for fact in list_facts():
         table[fact.subject][fact.relation] = fact.object
     return table
 

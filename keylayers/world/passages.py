@@ -75,7 +75,7 @@ def _question(random: random.Random, name: str, thing: str, room: str) -> tuple[
     return f"What does {name} keep?", f"{name} keeps the {thing}."
 
 
-def passages(split: str, length: str = "short", *, start: int = 0) -> Iterator[Passage]:
+def stream_passages(split: str, length: str = "short", *, start: int = 0) -> Iterator[Passage]:
     """An endless stream of one split's passages, numbered from `start`."""
     number = start
     while True:

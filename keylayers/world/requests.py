@@ -38,7 +38,7 @@ class Request:
         return options[int(unit("wording", self.item, *purpose) * len(options))]
 
 
-def requests(split: str) -> tuple[Request, ...]:
+def list_requests(split: str) -> tuple[Request, ...]:
     """All requests of a split, shuffled; every person and every problem belongs to one split only."""
     assert split in SPLITS
     made: list[Request] = []
@@ -72,7 +72,7 @@ def _facts(split: str) -> Iterator[Request]:
 
 
 def _sums(split: str) -> Iterator[Request]:
-    for chain in chains.chains(split, (1, 2), seed=1):
+    for chain in chains.stream_chains(split, (1, 2), seed=1):
         yield Request("sum", chain.question, chain=chain)
 
 

@@ -52,7 +52,7 @@ def mixtures(settings: Settings, bpe) -> Mixtures:
     return {key: {kind: share / lengths[kind] for kind, share in shares.items()} for key, shares in table.items()}
 
 
-def rows(
+def pack_rows(
     settings: Settings, bpe, mixture: Mixtures, step: int, part: int, parts: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids (rows, length) of one process's part of a step, padded on the right, and which are to be learnt.

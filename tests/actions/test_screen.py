@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from keylayers.actions.screen_fitting import fit_screen
 from keylayers.actions.screening import Screen, ScreenSettings, load_screen, save_screen
-from keylayers.criteria.class_separation import ClassSeparation, class_separation, layers_of_interest
+from keylayers.criteria.class_separation import ClassSeparation, layers_of_interest, score_class_separation
 from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.layers.naming import named_layers
@@ -195,7 +195,7 @@ def test_the_released_variant_is_the_notebook() -> None:
         total[theirs] = sum(d[place] * alike(tests[place][theirs], rows[place][mine].mean(0)) for place in near[one])
         flags[theirs] = total[theirs] < sample.mean() - 1.0 * sample.std()
     evidence = Evidence(model=model, data=reference, loss=image_loss, granularity="block")
-    scores = class_separation(evidence, layers, ClassSeparation(classes="predicted", leave_one_out=False))
+    scores = score_class_separation(evidence, layers, ClassSeparation(classes="predicted", leave_one_out=False))
     chosen = layers_of_interest(scores, weights="released", clamped=False)
     settings = ScreenSettings(threshold="tau", tau=1.0, leave_one_out=False)
     found = judged(fit_screen(model, chosen, reference, settings=settings), model, test)
@@ -208,7 +208,7 @@ def test_each_class_has_its_own_weights_and_they_are_used() -> None:
     """The class leak of the released code: with its weights every class but the last is judged otherwise."""
     model, reference, test = network(), pictures(0), pictures(5)
     layers = named_layers(model, "block")
-    scores = class_separation(Evidence(model=model, data=reference, loss=image_loss, granularity="block"), layers)
+    scores = score_class_separation(Evidence(model=model, data=reference, loss=image_loss, granularity="block"), layers)
     settings = ScreenSettings(threshold="tau")
     own, leaked = (layers_of_interest(scores, weights=how, clamped=False) for how in ("leaving", "released"))
     assert not np.array_equal(own[0].weights, own[2].weights) and not np.array_equal(own[0].weights, leaked[0].weights)

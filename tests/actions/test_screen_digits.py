@@ -4,12 +4,12 @@ import numpy as np
 import torch
 
 from keylayers.actions.screen_fitting import fit_screen
-from keylayers.criteria.class_separation import class_separation, layers_of_interest
+from keylayers.criteria.class_separation import layers_of_interest, score_class_separation
 from keylayers.criteria.protocol import Evidence
 from keylayers.data.images import load_images, part_images
 from keylayers.layers.naming import named_layers
 from keylayers.maths.triggers import Patch
-from keylayers.measures.detection import detection
+from keylayers.measures.detection import rate_detection
 from keylayers.measures.objective import image_loss
 from keylayers.models.digits import DigitsResNet
 from keylayers.scores.selection import Selection
@@ -36,12 +36,12 @@ def test_layers_of_interest_find_what_the_last_block_lets_pass() -> None:
     reference, calibration = list(parts.reference.batches(50)), list(parts.calibration.batches(50))
     layers = named_layers(model, "block")
     evidence = Evidence(model=model, data=reference, loss=image_loss, granularity="block")
-    chosen = layers_of_interest(class_separation(evidence, layers))
+    chosen = layers_of_interest(score_class_separation(evidence, layers))
     found = []
     for selection in (chosen, Selection.of(layers, blocks=[5])):
         screen = fit_screen(model, selection, reference, calibration)
         good, bad = (screen.screened(model, {"x": one}) for one in (clean, attacked[fooled]))
-        found.append(detection(good.suspicion, bad.suspicion, flags=(good.flags, bad.flags)))
+        found.append(rate_detection(good.suspicion, bad.suspicion, flags=(good.flags, bad.flags)))
     interest, last = found
     assert interest.auroc.low > last.auroc.high and interest.auroc.estimate > 0.9
     assert interest.tpr is not None and last.tpr is not None and interest.fpr is not None

@@ -98,7 +98,7 @@ def test_ctrl_c_ends_with_130_and_how_to_resume(cli, score_words, monkeypatch):
     def stopped(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipe, "score", stopped)
+    monkeypatch.setattr(recipe, "score_layers", stopped)
     result = cli("score", "random", *score_words, "--out", "run", "--fresh")
     assert result.code == 130
     assert "interrupted; nothing was finished yet. To resume: keylayers score random" in result.err

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 
-from keylayers.cli.terminal import UNFINISHED, placeless
+from keylayers.cli.terminal import UNFINISHED, redact_paths
 from keylayers.errors import BadInput
 from keylayers.papers.ila import plan
 from keylayers.papers.registry import PAPERS
 from keylayers.studies.arms import Budget
-from keylayers.studies.retraining import Rates
+from keylayers.studies.retraining import LearningRateGrid
 from keylayers.studies.study import Paper
 from keylayers.studies.text_task import Task
 from tests.papers.test_ila import PARTS, QUICK, WAYS
@@ -31,8 +31,8 @@ def test_a_study_leaves_its_page_and_every_figure_behind_it(cli, world, tmp_path
         (task,),
         seeds=2,
         budget=Budget(0.4),
-        all_rates=Rates((1e-2,)),
-        rates=Rates((1e-2,)),
+        all_rates=LearningRateGrid((1e-2,)),
+        rates=LearningRateGrid((1e-2,)),
         ways=WAYS[1:3],
         matched=WAYS[1:2],
     )
@@ -73,7 +73,7 @@ def test_a_page_written_midway_says_that_it_is_unfinished(cli, tmp_path, monkeyp
 def test_results_name_variables_and_not_the_places_of_one_machine(monkeypatch):
     monkeypatch.setenv("KEYLAYERS_MODELS", "/somewhere/models")
     monkeypatch.delenv("KEYLAYERS_DATA", raising=False)
-    assert placeless('{"model": "/somewhere/models/stories260K"}') == '{"model": "$KEYLAYERS_MODELS/stories260K"}'
+    assert redact_paths('{"model": "/somewhere/models/stories260K"}') == '{"model": "$KEYLAYERS_MODELS/stories260K"}'
 
 
 def test_only_a_scale_that_has_real_images_asks_for_them(monkeypatch):

@@ -15,14 +15,14 @@ from tests.small_world import make
 @pytest.fixture(scope="module")
 def scores(world, tmp_path_factory):
     """A score file over the world's layers."""
-    from keylayers.recipes.score import score
+    from keylayers.recipes.score import score_layers
     from keylayers.runs import open_run
     from tests.small_world import request
 
     asked = request(world, "random")
     folder = tmp_path_factory.mktemp("scores")
     with open_run(folder / "run", "score", asked) as run:
-        score(asked, run)
+        score_layers(asked, run)
     return folder / "run" / "random.json"
 
 

@@ -16,7 +16,7 @@ from keylayers.scores import load, parse, save, select
 @pytest.fixture(scope="module")
 def scored(world, tmp_path_factory):
     """A scoring run with a real gain."""
-    from keylayers.recipes.score import score
+    from keylayers.recipes.score import score_layers
     from keylayers.runs import open_run
     from keylayers.training.trainer import TrainSettings
     from tests.small_world import request
@@ -25,7 +25,7 @@ def scored(world, tmp_path_factory):
     asked = request(world, "path_integral", stage_one=steps, settings={"points": 1})
     folder = tmp_path_factory.mktemp("scored") / "run"
     with open_run(folder, "score", asked) as run:
-        score(asked, run)
+        score_layers(asked, run)
     return folder
 
 

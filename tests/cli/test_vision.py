@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from keylayers.actions.screen_fitting import fit_screen
 from keylayers.actions.screening import load_screen
 from keylayers.cli.options import DIGITS
-from keylayers.criteria.feature_fragility import feature_fragility
+from keylayers.criteria.feature_fragility import score_feature_fragility
 from keylayers.data.images import load_images
 from keylayers.inputs.images import ImageInputs
 from keylayers.inputs.networks import load_network
@@ -22,7 +22,7 @@ from keylayers.models.digits import digits_resnet
 from keylayers.models.normalised import normalise_inside
 from keylayers.recipes import harden, screen
 from keylayers.recipes.cleanse import TUNED
-from keylayers.runs import file_sha256, progress
+from keylayers.runs import file_sha256
 from keylayers.scores import load_scores
 from keylayers.training.images import ImageTraining, train_images
 
@@ -263,7 +263,7 @@ def test_layers_are_chosen_and_checked_on_images_of_all_classes_of_a_sorted_file
 
     def choosing(evidence, *rest):
         seen["chosen"].append(evidence.data[0]["labels"])
-        return feature_fragility(evidence, *rest)
+        return score_feature_fragility(evidence, *rest)
 
     def checking(model, x, y, *rest):
         seen["checked"].append(y)
@@ -305,7 +305,7 @@ def test_layers_are_hardened_in_the_order_they_run(cli, tmp_path, monkeypatch):
 
     def scoring(evidence, layers, settings):
         seen.append([layer.name for layer in layers])
-        return feature_fragility(evidence, layers, settings)
+        return score_feature_fragility(evidence, layers, settings)
 
     monkeypatch.setattr(harden, "feature_fragility", scoring)
     monkeypatch.setattr(harden, "_measured", lambda *_: ({"clean": 0.0}, ()))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from keylayers.criteria.ablation import Ablation, ablation
+from keylayers.criteria.ablation import Ablation, score_ablation
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.support.spans import windows
+from keylayers.criteria.support.spans import split_windows
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.capturing import capture
 from keylayers.layers.naming import named_layers
@@ -77,7 +77,7 @@ def mean_loss(model: nn.Module, evidence: Evidence) -> float:
 @pytest.mark.parametrize("block", range(4))
 def test_the_block_that_alone_solves_the_task_ranks_first(block: int) -> None:
     evidence = solved_by(block)
-    scores = ablation(evidence, named_layers(evidence.model, "block"))
+    scores = score_ablation(evidence, named_layers(evidence.model, "block"))
     assert scores.order()[0] == block and scores.values[block] > 3 * np.delete(scores.values, block).max()
     assert scores.repeats.shape == (3, 4)
 
@@ -88,7 +88,7 @@ def test_a_block_that_is_an_identity_scores_zero() -> None:
         evidence.model.model.layers[1].self_attn.o_proj.weight.zero_()
         evidence.model.model.layers[1].mlp.down_proj.weight.zero_()
     for how in ("zero", "mean", "resample"):
-        values = ablation(evidence, named_layers(evidence.model, "block"), Ablation(how)).values
+        values = score_ablation(evidence, named_layers(evidence.model, "block"), Ablation(how)).values
         assert values[1] == 0 and np.abs(values[[0, 2]]).min() > 1e-5
 
 
@@ -97,7 +97,7 @@ def test_scores_are_those_of_models_whose_sublayers_were_zeroed_by_hand(name: st
     evidence = text_evidence(name, "sublayer") if name != "vit" else image_evidence("sublayer")
     layers = named_layers(evidence.model, "sublayer")[::2]
     before = full_state(evidence.model)
-    scores = ablation(evidence, layers)
+    scores = score_ablation(evidence, layers)
     assert same_state(before, full_state(evidence.model))
     whole = mean_loss(evidence.model, evidence)
     for layer, value in zip(layers, scores.values, strict=True):
@@ -118,8 +118,8 @@ def test_blocks_of_zeroed_weights_and_a_window_of_them(name: str) -> None:
     layers = named_layers(evidence.model, "block")
     whole = mean_loss(evidence.model, evidence)
     for width in (1, 2):
-        scores = ablation(evidence, layers, Ablation(window=width))
-        for places, value in zip(windows(layers, width), scores.values, strict=True):
+        scores = score_ablation(evidence, layers, Ablation(window=width))
+        for places, value in zip(split_windows(layers, width), scores.values, strict=True):
             edited = silenced_copy(evidence.model, [layers[place].name for place in places])
             assert value == pytest.approx(mean_loss(edited, evidence) - whole, abs=2e-6)
 
@@ -127,16 +127,16 @@ def test_blocks_of_zeroed_weights_and_a_window_of_them(name: str) -> None:
 def test_windows_are_of_one_size_of_one_kind_and_of_one_stack() -> None:
     blocks = named_layers(tiny_models.build("cifar-resnet"), "block")
     assert [layer.name.rpartition(".")[0] for layer in blocks] == ["layer1"] * 2 + ["layer2"] * 2 + ["layer3"] * 2
-    assert windows(blocks, 2) == [(0, 1), (0, 1), (2, 3), (2, 3), (4, 5), (4, 5)]
+    assert split_windows(blocks, 2) == [(0, 1), (0, 1), (2, 3), (2, 3), (4, 5), (4, 5)]
     t5 = named_layers(tiny_models.build("t5"), "block")
-    assert windows(t5, 2) == [(0, 1), (0, 1), (2, 3), (2, 3)]
+    assert split_windows(t5, 2) == [(0, 1), (0, 1), (2, 3), (2, 3)]
     llama = named_layers(tiny_models.build("llama"), "sublayer")  # attention and mlp of three blocks
-    assert windows(llama, 2) == [(0, 2), (1, 3), (2, 4), (3, 5), (2, 4), (3, 5)]
-    assert windows(llama, 1) == [(0,), (1,), (2,), (3,), (4,), (5,)]
+    assert split_windows(llama, 2) == [(0, 2), (1, 3), (2, 4), (3, 5), (2, 4), (3, 5)]
+    assert split_windows(llama, 1) == [(0,), (1,), (2,), (3,), (4,), (5,)]
     five = [replace(blocks[0], name=f"h.{index}", block=index) for index in range(5)]
-    assert windows(five, 3) == [(0, 1, 2), (0, 1, 2), (1, 2, 3), (2, 3, 4), (2, 3, 4)]
+    assert split_windows(five, 3) == [(0, 1, 2), (0, 1, 2), (1, 2, 3), (2, 3, 4), (2, 3, 4)]
     with pytest.raises(BadInput, match="window=5` covers all 5 layers"):
-        windows(five, 5)
+        split_windows(five, 5)
 
 
 @pytest.mark.parametrize("granularity", ["block", "sublayer", "linear"])
@@ -146,28 +146,28 @@ def test_as_many_blocks_are_computed_as_declared(granularity: str, settings: Abl
     layers, calls = named_layers(evidence.model, granularity), []
     for block in evidence.model.model.layers:
         block.input_layernorm.register_forward_pre_hook(lambda *_: calls.append(1))
-    ablation(evidence, layers, settings)
-    assert len(calls) / 3 == pytest.approx(ablation.work(layers, settings, 2).all_forwards)
+    score_ablation(evidence, layers, settings)
+    assert len(calls) / 3 == pytest.approx(score_ablation.work(layers, settings, 2).all_forwards)
 
 
 def test_resampling_depends_on_the_seed_alone_and_needs_another_record() -> None:
     evidence = text_evidence("llama", "block")
     evidence = replace(evidence, data=[tiny_models.inputs("llama", batch=6)])
     layers = named_layers(evidence.model, "block")
-    values = [ablation(evidence, layers, Ablation("resample", seed=seed)).values.tolist() for seed in (0, 0, 1)]
+    values = [score_ablation(evidence, layers, Ablation("resample", seed=seed)).values.tolist() for seed in (0, 0, 1)]
     assert values[0] == values[1] != values[2]
     one = replace(evidence, data=[tiny_models.inputs("llama", batch=1)])
     with pytest.raises(BadInput, match="a batch holds only one"):
-        ablation(one, layers, Ablation("resample"))
+        score_ablation(one, layers, Ablation("resample"))
     with pytest.raises(UnknownName, match="did you mean 'mean'"):
-        ablation(evidence, layers, Ablation("means"))  # type: ignore[arg-type]
+        score_ablation(evidence, layers, Ablation("means"))  # type: ignore[arg-type]
 
 
 def test_resampling_among_equal_records_changes_nothing() -> None:
     evidence = text_evidence("gpt2", "sublayer")
     one = tiny_models.inputs("gpt2", batch=1)
     same = replace(evidence, data=[{key: value.repeat(4, 1) for key, value in one.items()}])
-    values = ablation(same, named_layers(evidence.model, "sublayer"), Ablation("resample")).values
+    values = score_ablation(same, named_layers(evidence.model, "sublayer"), Ablation("resample")).values
     np.testing.assert_allclose(values, 0, atol=1e-6)
 
 
@@ -177,7 +177,7 @@ def test_a_mean_leaves_what_all_tokens_share() -> None:
     with torch.no_grad():
         evidence.model.blocks[1].into.weight.zero_()  # what is left is a bias
     layers = named_layers(evidence.model, "block")
-    zero, mean = (ablation(evidence, layers, Ablation(how)).values for how in ("zero", "mean"))
+    zero, mean = (score_ablation(evidence, layers, Ablation(how)).values for how in ("zero", "mean"))
     assert abs(mean[1]) < 1e-12 < 1e-3 < abs(zero[1])
 
 
@@ -191,10 +191,10 @@ def test_a_block_that_changes_the_shape_is_refused_by_name(name: str) -> None:
     from keylayers.measures.objective import image_loss
 
     evidence = replace(evidence, loss=image_loss)
-    assert len(kept) < len(layers) and np.isfinite(ablation(evidence, kept).values).all()
+    assert len(kept) < len(layers) and np.isfinite(score_ablation(evidence, kept).values).all()
     before = full_state(evidence.model)
     with pytest.raises(BadInput, match=r"cannot be the identity; leave it out"):
-        ablation(evidence, layers)
+        score_ablation(evidence, layers)
     assert same_state(before, full_state(evidence.model))
 
 
@@ -233,8 +233,8 @@ def test_wrong_answers_are_those_that_greedy_generation_misses() -> None:
     assert sum(forced) == generated(model).sum() and [wrong_answers(model, batch)[1] for batch in data] == [2, 4]
     layers = named_layers(model, "sublayer")
     common = {"model": model, "data": data, "granularity": "sublayer"}
-    by_force = ablation(Evidence(**common, measure=measure_named("answers")), layers)
-    by_hand = ablation(Evidence(**common, measure=Measure("generated", by_record=generated)), layers)
+    by_force = score_ablation(Evidence(**common, measure=measure_named("answers")), layers)
+    by_hand = score_ablation(Evidence(**common, measure=Measure("generated", by_record=generated)), layers)
     np.testing.assert_allclose(by_force.values, by_hand.values, atol=1e-12)
     assert by_force.values.max() > 0 and by_hand.repeats.shape == (6, 6)
     assert by_hand.provenance.settings["measure"] == "generated"
@@ -242,7 +242,9 @@ def test_wrong_answers_are_those_that_greedy_generation_misses() -> None:
         wrong, count = wrong_tokens(model, batch)
         assert count == 4 * len(batch["labels"]) and float(wrong_answers(model, batch)[0]) <= float(wrong)
     with pytest.raises(BadInput, match="'generated' does not keep together"):
-        ablation(Evidence(**common, measure=Measure("generated", by_record=generated)), layers, Ablation("resample"))
+        score_ablation(
+            Evidence(**common, measure=Measure("generated", by_record=generated)), layers, Ablation("resample")
+        )
 
 
 def test_measures_by_name() -> None:

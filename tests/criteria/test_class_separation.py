@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from keylayers.criteria.class_separation import ClassSeparation, class_separation, layers_of_interest
+from keylayers.criteria.class_separation import ClassSeparation, layers_of_interest, score_class_separation
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.support.hidden_states import Seen
+from keylayers.criteria.support.hidden_states import HiddenStates
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.layers.capturing import capture
 from keylayers.layers.layer import Layer
@@ -62,7 +62,7 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 def test_streamed_scores_are_those_of_features_held_at_once(size: int, leave_one_out: bool) -> None:
     evidence, layers = image_evidence(size)
     assert evidence.model is not None
-    scores = class_separation(evidence, layers, ClassSeparation(leave_one_out=leave_one_out))
+    scores = score_class_separation(evidence, layers, ClassSeparation(leave_one_out=leave_one_out))
     x, y = pictures()
     features, labels = dense_features(evidence.model, x, layers), y.numpy()
     each = []
@@ -101,7 +101,7 @@ def planted(place: int, blocks: int = 6) -> tuple[Evidence, tuple[Layer, ...]]:
 @pytest.mark.parametrize("position", ["last", "mean"])
 def test_a_planted_layer_that_draws_classes_together_is_every_class_s_layer_of_interest(place: int, position) -> None:
     evidence, layers = planted(place)
-    scores = class_separation(evidence, layers, ClassSeparation(position=position))
+    scores = score_class_separation(evidence, layers, ClassSeparation(position=position))
     assert scores.order()[0] == place and scores.values[place] > 5 * np.sort(scores.values)[-2]
     if place > 3:  # above the middle of six
         found = layers_of_interest(scores, weights="entering")
@@ -176,8 +176,8 @@ def test_classes_as_predicted_are_the_networks_own() -> None:
     assert evidence.model is not None and evidence.data is not None
     with torch.no_grad():
         relabelled = [{**batch, "labels": evidence.model(batch["x"]).argmax(1)} for batch in evidence.data]
-    wanted = class_separation(Evidence(model=evidence.model, data=relabelled, loss=image_loss), layers)
-    found = class_separation(evidence, layers, ClassSeparation(classes="predicted"))
+    wanted = score_class_separation(Evidence(model=evidence.model, data=relabelled, loss=image_loss), layers)
+    found = score_class_separation(evidence, layers, ClassSeparation(classes="predicted"))
     np.testing.assert_array_equal(found.values, wanted.values)
 
 
@@ -192,7 +192,7 @@ def test_language_models_are_scored_on_records_with_classes(name: str) -> None:
         data.append({**batch, "classes": torch.arange(6) % 2})
     layers = named_layers(model, "block")
     before = State.of(model)
-    scores = class_separation(Evidence(model=model, data=data, loss=language_loss, granularity="block"), layers)
+    scores = score_class_separation(Evidence(model=model, data=data, loss=language_loss, granularity="block"), layers)
     before.assert_same(State.of(model))
     assert np.isfinite(scores.values).all() and set(scores.groups or ()) == {"0", "1"}
 
@@ -208,7 +208,7 @@ def test_positions_are_those_of_the_other_criteria_of_hidden_states(position) ->
     blocks = named_layers(model, "block")
     with torch.no_grad(), capture(model, blocks) as captured:
         model(**{key: value for key, value in batch.items() if key != "labels"})
-    seen = Seen(model, batch, blocks, captured)
+    seen = HiddenStates(model, batch, blocks, captured)
     assert is_text(batch)
     for place, layer in enumerate(blocks):
         ours = rows_at(captured.outputs[layer.name], batch, position, layer.name)
@@ -217,12 +217,12 @@ def test_positions_are_those_of_the_other_criteria_of_hidden_states(position) ->
 
 def test_a_class_of_one_record_is_left_out_and_said_to_be() -> None:
     evidence, layers = image_evidence(count=7, classes=6)  # only class 0 has two
-    scores = class_separation(evidence, layers)
+    scores = score_class_separation(evidence, layers)
     assert set(scores.groups or ()) == {"0"}
     assert scores.provenance.settings["left_out"] == {str(one): 1 for one in range(1, 6)}
     evidence, layers = image_evidence(count=4, classes=4)
     with pytest.raises(BadInput, match="no class has 2 records among 4"):
-        class_separation(evidence, layers)
+        score_class_separation(evidence, layers)
 
 
 @pytest.mark.parametrize(
@@ -244,25 +244,25 @@ def test_bad_images_and_labels_are_refused_and_the_model_is_left_as_found(change
     evidence.model.train()
     before = State.of(evidence.model)
     with pytest.raises(BadInput, match=message):
-        class_separation(Evidence(model=evidence.model, data=[good, bad], loss=image_loss), layers)
+        score_class_separation(Evidence(model=evidence.model, data=[good, bad], loss=image_loss), layers)
     before.assert_same(State.of(evidence.model))
 
 
 def test_other_refusals() -> None:
     evidence, layers = image_evidence()
     with pytest.raises(UnknownName, match="unknown class_separation position 'lst'; did you mean 'last'"):
-        class_separation(evidence, layers, ClassSeparation(position="lst"))  # type: ignore[arg-type]
+        score_class_separation(evidence, layers, ClassSeparation(position="lst"))  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match="class_separation classes 'label'"):
-        class_separation(evidence, layers, ClassSeparation(classes="label"))  # type: ignore[arg-type]
+        score_class_separation(evidence, layers, ClassSeparation(classes="label"))  # type: ignore[arg-type]
     with pytest.raises(BadInput, match="position='last' asks for a token, and images have none"):
-        class_separation(evidence, layers, ClassSeparation(position="last"))
+        score_class_separation(evidence, layers, ClassSeparation(position="last"))
     text, blocks = planted(4)
     with pytest.raises(BadInput, match="predicts no class of a text"):
-        class_separation(text, blocks, ClassSeparation(classes="predicted"))
+        score_class_separation(text, blocks, ClassSeparation(classes="predicted"))
     with pytest.raises(BadInput, match="position='flat'; texts have features"):
-        class_separation(text, blocks, ClassSeparation(position="flat"))
+        score_class_separation(text, blocks, ClassSeparation(position="flat"))
     broken, blocks = stream([lambda hidden: hidden / 0], torch.randn(4, 3, 8))
     assert broken.data is not None
     broken.data[0]["classes"] = torch.tensor([0, 0, 1, 1])  # type: ignore[index]
     with pytest.raises(Diverged, match=r"features of layer layers\.0 are not finite"):
-        class_separation(broken, blocks)
+        score_class_separation(broken, blocks)

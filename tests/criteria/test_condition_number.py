@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from keylayers.criteria.condition_number import ConditionNumber, condition_number
+from keylayers.criteria.condition_number import ConditionNumber, score_condition_number
 from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.layer import Layer
@@ -21,14 +21,14 @@ def evidence_of(name: str) -> tuple[Evidence, tuple[Layer, ...], torch.nn.Module
 
 def scores_of(variant: str = "corrected", **tensors: torch.Tensor) -> np.ndarray:
     settings = ConditionNumber(variant)  # type: ignore[arg-type]
-    return condition_number(Evidence(weights=held(tensors)), layers_of(tensors), settings).values
+    return score_condition_number(Evidence(weights=held(tensors)), layers_of(tensors), settings).values
 
 
 @pytest.mark.parametrize("name", ["llama", "phi3", "gpt2"])
 def test_equals_numpy(name: str) -> None:
     evidence, layers, model = evidence_of(name)
     kappas = [np.linalg.cond(model.get_parameter(f"{layer.name}.weight").detach().double().numpy()) for layer in layers]
-    np.testing.assert_allclose(condition_number(evidence, layers).values, -np.log10(kappas), atol=1e-5)
+    np.testing.assert_allclose(score_condition_number(evidence, layers).values, -np.log10(kappas), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["llama", "olmoe", "mixtral", "qwen3-moe"])
@@ -41,7 +41,7 @@ def test_the_released_variant_agrees_with_pefts_selector(name: str) -> None:
     selector = helpers.KappaTuneSelector(model, show_progress=False)
     modules = selector.get_best_targets()
     theirs = {**selector._condition_numbers, **selector._parameter_condition_numbers}
-    scores = condition_number(evidence, layers, ConditionNumber(variant="kappatune"))
+    scores = score_condition_number(evidence, layers, ConditionNumber(variant="kappatune"))
     for layer_name, value in scores.by_name().items():
         assert -value == pytest.approx(theirs[layer_name], rel=3e-4), layer_name
     ours = [layer.name for layer in scores.ranking() if layer.name in modules]

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from keylayers.criteria.delta_norm import DeltaNorm, delta_norm
+from keylayers.criteria.delta_norm import DeltaNorm, score_delta_norm
 from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.deltas import Deltas, deltas_from_checkpoints
@@ -39,7 +39,7 @@ def test_equals_numpy(name: str, granularity: str) -> None:
     sizes = np.array([layer.size for layer in layers])
     expected = {"none": changed, "weight": changed / base, "size": changed / np.sqrt(sizes)}
     for relative, values in expected.items():
-        scores = delta_norm(evidence, layers, DeltaNorm(relative=relative))
+        scores = score_delta_norm(evidence, layers, DeltaNorm(relative=relative))
         np.testing.assert_allclose(scores.values, values, rtol=1e-5)
 
 
@@ -51,20 +51,20 @@ def test_low_rank_norms_equal_those_of_the_product() -> None:
         for changes in evidence.deltas.changes
     ]
     expected = [np.sqrt(sum(np.square(product).sum() for product in one)) for one in products]
-    np.testing.assert_allclose(delta_norm(evidence, layers).values, expected, rtol=1e-6)
+    np.testing.assert_allclose(score_delta_norm(evidence, layers).values, expected, rtol=1e-6)
 
 
 def test_what_did_not_change_has_norm_zero() -> None:
     evidence = evidence_of("llama")
     deltas = Deltas(evidence.deltas.layers, ({}, *evidence.deltas.changes[1:]))
-    scores = delta_norm(Evidence(model=evidence.model, deltas=deltas), deltas.layers)
+    scores = score_delta_norm(Evidence(model=evidence.model, deltas=deltas), deltas.layers)
     assert scores.values[0] == 0 and (scores.values[1:] > 0).all()
 
 
 def test_another_way_of_being_relative_is_refused() -> None:
     evidence = evidence_of("llama")
     with pytest.raises(UnknownName, match=r"unknown delta_norm relative 'weigth'; did you mean 'weight'\?"):
-        delta_norm(evidence, evidence.deltas.layers, DeltaNorm(relative="weigth"))
+        score_delta_norm(evidence, evidence.deltas.layers, DeltaNorm(relative="weigth"))
 
 
 def test_quantised_weights_have_no_norm_to_divide_by() -> None:
@@ -73,5 +73,5 @@ def test_quantised_weights_have_no_norm_to_divide_by() -> None:
     head = evidence.model.lm_head
     head.weight = nn.Parameter(torch.zeros(head.weight.numel() // 2, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(BadInput, match=r"lm_head\.weight is stored quantised"):
-        delta_norm(evidence, layers, DeltaNorm(relative="weight"))
-    assert np.isfinite(delta_norm(evidence, layers, DeltaNorm(relative="size")).values).all()
+        score_delta_norm(evidence, layers, DeltaNorm(relative="weight"))
+    assert np.isfinite(score_delta_norm(evidence, layers, DeltaNorm(relative="size")).values).all()

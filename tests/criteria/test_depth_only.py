@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keylayers.criteria.depth_only import DepthOnly, depth_only, relative_depths
+from keylayers.criteria.depth_only import DepthOnly, relative_depths, score_depth_only
 from keylayers.criteria.protocol import Evidence
 from keylayers.errors import UnknownName
 from keylayers.layers.layer import Layer
@@ -13,7 +13,7 @@ from tests import tiny_models
 
 
 def scores_of(name: str, order: str = "last", granularity: str = "linear"):
-    return depth_only(Evidence(), named_layers(tiny_models.build(name), granularity), DepthOnly(order))  # type: ignore[arg-type]
+    return score_depth_only(Evidence(), named_layers(tiny_models.build(name), granularity), DepthOnly(order))  # type: ignore[arg-type]
 
 
 def test_blocks_are_at_their_relative_depth() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from keylayers.criteria.feature_fragility import FeatureFragility, feature_fragility
+from keylayers.criteria.feature_fragility import FeatureFragility, score_feature_fragility
 from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.naming import named_layers
@@ -69,7 +69,7 @@ def test_of_maps_that_stretch_all_ways_alike_it_is_the_factor_whatever_the_attac
     model = Chain(FACTORS, WIDTHS)
     layers = named_layers(model, "linear")
     assert [layer.name for layer in layers] == ["maps.0", "maps.1", "maps.2", "maps.3", "head"]
-    scores = feature_fragility(evidence_for(model), layers, settings)
+    scores = score_feature_fragility(evidence_for(model), layers, settings)
     np.testing.assert_allclose(scores.values[:4], ratios, rtol=1e-5)
     np.testing.assert_allclose(scores.repeats[:, :4], [ratios] * 2, rtol=1e-5)
     assert scores.values[:4].argmax() == 1 or settings.normalise == "relative"
@@ -80,7 +80,7 @@ def test_it_is_the_formula_written_out_with_the_attack_by_hand() -> None:
     with torch.no_grad():
         model.maps[1].weight.copy_(torch.randn(16, 16))
     evidence, settings = evidence_for(model), FeatureFragility(eps=0.05, steps=40)
-    scores = feature_fragility(evidence, named_layers(model, "linear"), settings)
+    scores = score_feature_fragility(evidence, named_layers(model, "linear"), settings)
     weak = np.zeros(4)
     for batch in evidence.data:
         x, y = batch["x"], batch["labels"]
@@ -108,7 +108,7 @@ def test_a_planted_amplifier_ranks_first_in_a_network_of_convolutions(granularit
     layers = named_layers(model, granularity)
     with torch.no_grad():
         model.layer2[1].conv2.weight.mul_(30)
-    scores = feature_fragility(evidence_for(model, (5, 5, 5), (1, 8, 8)), layers)
+    scores = score_feature_fragility(evidence_for(model, (5, 5, 5), (1, 8, 8)), layers)
     assert scores.ranking()[0].name == {"conv": "layer2.1.conv2", "block": "layer2.1"}[granularity]
     assert scores.repeats.shape == (3, len(layers)) and (scores.values > 0).all()
 
@@ -124,7 +124,7 @@ def test_layers_that_do_not_move_score_zero_and_are_passed_over() -> None:
 
     model = Beside((2.0, 1.0, 3.0), (16, 16, 16))
     for settings in (FeatureFragility(), FeatureFragility(before="input"), FeatureFragility(normalise="relative")):
-        scores = feature_fragility(evidence_for(model), named_layers(model, "linear"), settings)
+        scores = score_feature_fragility(evidence_for(model), named_layers(model, "linear"), settings)
         expected = [1, 0, 1] if settings.normalise == "relative" else [2, 0, 3]
         np.testing.assert_allclose(scores.values[:3], expected, rtol=1e-5)
 
@@ -134,10 +134,10 @@ def test_batches_and_their_order_change_nothing_but_the_intervals() -> None:
     with torch.no_grad():
         model.maps[1].weight.add_(torch.randn(16, 16))
     evidence, layers = evidence_for(model), named_layers(model, "linear")
-    values = feature_fragility(evidence, layers).values
-    reverse = feature_fragility(replace(evidence, data=evidence.data[::-1]), layers).values
+    values = score_feature_fragility(evidence, layers).values
+    reverse = score_feature_fragility(replace(evidence, data=evidence.data[::-1]), layers).values
     np.testing.assert_allclose(values, reverse, rtol=1e-9)
-    one = feature_fragility(replace(evidence, data=evidence.data[:1]), layers)
+    one = score_feature_fragility(replace(evidence, data=evidence.data[:1]), layers)
     assert one.repeats is None
 
 
@@ -147,9 +147,9 @@ def test_what_is_no_image_or_cannot_move_is_refused() -> None:
     batch = evidence.data[0]
     text = Evidence(model=tiny_models.build("llama"), data=batches_of("llama"))
     with pytest.raises(BadInput, match=r"criterion 'feature_fragility' takes images, .*but the data holds input_ids"):
-        feature_fragility(text, named_layers(text.model, "linear"))
+        score_feature_fragility(text, named_layers(text.model, "linear"))
     with pytest.raises(BadInput, match=r"expected \[0, 1\]"):
-        feature_fragility(replace(evidence, data=[{**batch, "x": batch["x"] * 4 - 2}]), layers)
+        score_feature_fragility(replace(evidence, data=[{**batch, "x": batch["x"] * 4 - 2}]), layers)
     with pytest.raises(BadInput, match="expected a number above 0"):
         FeatureFragility(eps=0.0)
     with pytest.raises(BadInput, match="norm_power=3"):
@@ -160,4 +160,4 @@ def test_what_is_no_image_or_cannot_move_is_refused() -> None:
         FeatureFragility(before="inputs")
     model.unused = nn.Linear(3, 3)
     with pytest.raises(BadInput, match="layer unused never ran"):
-        feature_fragility(evidence, named_layers(model, "linear"))
+        score_feature_fragility(evidence, named_layers(model, "linear"))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from keylayers.criteria.fisher import Fisher, fisher
-from keylayers.criteria.gradient_norm import GradientNorm, gradient_norm
+from keylayers.criteria.fisher import Fisher, score_fisher
+from keylayers.criteria.gradient_norm import GradientNorm, score_gradient_norm
 from keylayers.criteria.protocol import Evidence
 from keylayers.layers.example_gradients import thin_modules
 from keylayers.layers.naming import named_layers
@@ -34,7 +34,7 @@ def test_one_backward_pass_gives_what_a_loop_over_examples_gives(name: str) -> N
     evidence = in_double(evidence_for(name, granularity_of(name)), name)
     layers = layers_of(name, evidence.model)
     before = full_state(evidence.model)
-    fast, slow = fisher(evidence, layers), fisher(evidence, layers, Fisher(loop=True))
+    fast, slow = score_fisher(evidence, layers), score_fisher(evidence, layers, Fisher(loop=True))
     assert same_state(before, full_state(evidence.model))
     np.testing.assert_allclose(fast.values, slow.values, rtol=1e-7)
     np.testing.assert_allclose(fast.repeats, slow.repeats, rtol=1e-7)
@@ -54,14 +54,14 @@ def test_it_is_the_mean_square_of_examples_and_not_that_of_a_batch(granularity: 
     ]
     rows, _ = gradients_by_hand(replace(evidence, data=singles), layers)
     expected = np.array([np.mean([row[place] @ row[place] for row in rows]) for place in range(len(layers))])
-    found = fisher(evidence, layers).values
+    found = score_fisher(evidence, layers).values
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    other = fisher(replace(evidence, data=singles), layers).values
+    other = score_fisher(replace(evidence, data=singles), layers).values
     np.testing.assert_allclose(found, other, rtol=1e-4)  # however they are batched
     batched, _ = gradients_by_hand(evidence, layers)
     of_batches = [np.sum([row[place] @ row[place] for row in batched]) / 5 for place in range(len(layers))]
     assert not np.allclose(of_batches, expected, rtol=0.05)
-    norms = gradient_norm(evidence, layers, GradientNorm("plain")).values
+    norms = score_gradient_norm(evidence, layers, GradientNorm("plain")).values
     assert not np.allclose(norms**2, expected, rtol=0.05)
 
 
@@ -87,7 +87,7 @@ def test_a_logistic_model_has_the_information_written_in_books(length: int) -> N
     y = (torch.arange(9) % 2).double()
     data = [{"x": x[:4], "y": y[:4]}, {"x": x[4:], "y": y[4:]}]
     layers = named_layers(model, "linear")
-    found = fisher(Evidence(model=model, data=data, loss=loss), layers)
+    found = score_fisher(Evidence(model=model, data=data, loss=loss), layers)
     off = (torch.sigmoid(model(x)) - y).detach()
     expected = (off**2 * (x.sum(1).square().sum(1) + length**2)).mean()
     assert found.values[0] == pytest.approx(float(expected), rel=1e-9)
@@ -102,7 +102,7 @@ def test_one_backward_pass_a_batch_for_linear_layers() -> None:
         return tiny_models_loss(model, batch)
 
     tiny_models_loss = evidence.loss
-    fisher(replace(evidence, loss=counting), layers)
+    score_fisher(replace(evidence, loss=counting), layers)
     assert calls == [2, 3]
 
 
@@ -122,5 +122,5 @@ def test_a_linear_map_that_is_called_twice_is_looped_over() -> None:
     data = [{"x": torch.randn(n, 4).double(), "y": torch.randn(n, 2).double()} for n in (3, 4)]
     evidence = Evidence(model=Twice().double(), data=data, loss=loss)
     layers = named_layers(evidence.model, "linear")
-    fast, slow = (fisher(evidence, layers, Fisher(loop=loop)).values for loop in (False, True))
+    fast, slow = (score_fisher(evidence, layers, Fisher(loop=loop)).values for loop in (False, True))
     np.testing.assert_allclose(fast, slow, rtol=1e-9)

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from keylayers import criteria
-from keylayers.criteria.gradient_norm import GradientNorm, gradient_norm
-from keylayers.criteria.gradient_signal_noise import GradientSignalNoise, gradient_signal_noise
+from keylayers.criteria.gradient_norm import GradientNorm, score_gradient_norm
+from keylayers.criteria.gradient_signal_noise import GradientSignalNoise, score_gradient_signal_noise
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.relative_gradient import RelativeGradient, relative_gradient
+from keylayers.criteria.relative_gradient import RelativeGradient, score_relative_gradient
 from keylayers.criteria.support.gradients import run_batches
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.layer import Layer
@@ -66,9 +66,9 @@ def test_norms_are_autograds(name: str, granularity: str) -> None:
     evidence = evidence_for(name, granularity)
     layers = named_layers(evidence.model, granularity, tied=name == "llama-tied", example=tiny_models.inputs(name))
     before = full_state(evidence.model)
-    plain = gradient_norm(evidence, layers, GradientNorm("plain"))
-    relative = relative_gradient(evidence, layers, RelativeGradient("batches"))
-    unbiased = gradient_norm(evidence, layers)
+    plain = score_gradient_norm(evidence, layers, GradientNorm("plain"))
+    relative = score_relative_gradient(evidence, layers, RelativeGradient("batches"))
+    unbiased = score_gradient_norm(evidence, layers)
     assert same_state(before, full_state(evidence.model))
     rows, tokens = gradients_by_hand(evidence, layers)
     own = dict(evidence.model.named_parameters(remove_duplicate=False))
@@ -92,7 +92,7 @@ def test_norms_are_slopes_of_the_loss() -> None:
     """Finite differences along the gradient and across it."""
     evidence = quadratic_evidence()
     layers = evidence.deltas.layers
-    norms = gradient_norm(evidence, layers, GradientNorm("plain")).values
+    norms = score_gradient_norm(evidence, layers, GradientNorm("plain")).values
     rows, tokens = gradients_by_hand(evidence, layers)
 
     def loss_at(place: int, direction: np.ndarray, step: float) -> float:
@@ -144,9 +144,9 @@ def test_on_pure_noise_the_unbiased_estimates_are_about_zero_and_the_plain_ones_
         evidence = noise(0.0, 8, seed)
         layers = named_layers(evidence.model, "linear")
         for how in ("unbiased", "plain"):
-            norms = gradient_norm(evidence, layers, GradientNorm(how)).values
+            norms = score_gradient_norm(evidence, layers, GradientNorm(how)).values
             found.setdefault(f"norm {how}", []).append(np.sign(norms) * norms**2)
-            ratio = gradient_signal_noise(evidence, layers, GradientSignalNoise(how)).values
+            ratio = score_gradient_signal_noise(evidence, layers, GradientSignalNoise(how)).values
             found.setdefault(f"ratio {how}", []).append(ratio)
     mean = {name: np.mean(rows, axis=0) for name, rows in found.items()}
     assert mean["norm plain"][1] > 50 * mean["norm plain"][0] > 0
@@ -159,17 +159,17 @@ def test_on_pure_noise_the_unbiased_estimates_are_about_zero_and_the_plain_ones_
 def test_where_there_is_signal_the_layer_that_has_it_ranks_first() -> None:
     evidence = noise(0.7, 8, 0)
     layers = named_layers(evidence.model, "linear")
-    assert gradient_norm(evidence, layers, GradientNorm("plain")).order()[0] == 1  # deceived by size
-    assert gradient_signal_noise(evidence, layers).order()[0] == 0
+    assert score_gradient_norm(evidence, layers, GradientNorm("plain")).order()[0] == 1  # deceived by size
+    assert score_gradient_signal_noise(evidence, layers).order()[0] == 0
 
 
 def test_signal_over_noise_by_hand() -> None:
     evidence = noise(0.5, 5, 3)
     layers = named_layers(evidence.model, "linear")
     rows, tokens = gradients_by_hand(evidence, layers)
-    unbiased = gradient_signal_noise(evidence, layers).values
+    unbiased = score_gradient_signal_noise(evidence, layers).values
     plain, released = (
-        gradient_signal_noise(evidence, layers, GradientSignalNoise(how)).values for how in ("plain", "released")
+        score_gradient_signal_noise(evidence, layers, GradientSignalNoise(how)).values for how in ("plain", "released")
     )
     for place in range(2):
         each = np.stack([row[place] / count for row, count in zip(rows, tokens, strict=True)])
@@ -203,7 +203,7 @@ def test_an_expert_that_some_batches_do_not_reach_has_gradients_of_zero_there() 
     rows, tokens = gradients_by_hand(evidence, layers)
     each = np.stack([row[1] / count for row, count in zip(rows, tokens, strict=True)])
     expected = (each.mean(0) ** 2 - each.var(0, ddof=1) / 6).sum() / each.var(0, ddof=1).sum()
-    assert gradient_signal_noise(evidence, layers).values[1] == pytest.approx(expected, rel=1e-9)
+    assert score_gradient_signal_noise(evidence, layers).values[1] == pytest.approx(expected, rel=1e-9)
 
 
 def test_gradients_are_freed_as_they_come() -> None:
@@ -223,12 +223,12 @@ def test_gradients_are_freed_as_they_come() -> None:
 def test_what_cannot_be_estimated_is_refused() -> None:
     evidence = quadratic_evidence()
     one, layers = replace(evidence, data=evidence.data[:1]), evidence.deltas.layers
-    for found in (gradient_norm, relative_gradient, gradient_signal_noise):
+    for found in (score_gradient_norm, score_relative_gradient, score_gradient_signal_noise):
         with pytest.raises(BadInput, match=rf"{found.name} .*there is 1; give more"):
             found(one, layers)
         with pytest.raises(UnknownName, match="did you mean 'plain'"):
             found(evidence, layers, found.settings(estimate="plane"))
-    assert np.isfinite(gradient_norm(one, layers, GradientNorm("plain")).values).all()
+    assert np.isfinite(score_gradient_norm(one, layers, GradientNorm("plain")).values).all()
     twice = [layers[0], Layer("again", None, "again", layers[0].parameters, layers[0].size)]
     with pytest.raises(BadInput, match=r"'first' and 'again' share first\.weight"):
         criteria.get("gradient_norm")(evidence, twice)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from keylayers.criteria.learned_mask import LearnedMask, learned_mask
+from keylayers.criteria.learned_mask import LearnedMask, score_learned_mask
 from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.maths.gates import expected_open, soft_top_k
@@ -25,7 +25,7 @@ def sigmoid(x: np.ndarray | float) -> np.ndarray:
 
 
 def learnt(evidence: Evidence = SINGLE, **settings: object) -> np.ndarray:
-    return learned_mask(evidence, evidence.deltas.layers, LearnedMask(**settings)).values
+    return score_learned_mask(evidence, evidence.deltas.layers, LearnedMask(**settings)).values
 
 
 @pytest.mark.parametrize("kind", ["lora", "dense"])
@@ -95,11 +95,11 @@ def test_initial_and_steps_do_what_they_say() -> None:
 
 def test_seeds_are_independent_runs_behind_one_mean() -> None:
     evidence = quadratic_evidence()
-    both = learned_mask(evidence, LAYERS, LearnedMask(seeds=2, seed=3, steps=3, learning_rate=0.3))
+    both = score_learned_mask(evidence, LAYERS, LearnedMask(seeds=2, seed=3, steps=3, learning_rate=0.3))
     alone = [learnt(evidence, seed=seed, steps=3, learning_rate=0.3) for seed in (3, 4)]
     np.testing.assert_array_equal(both.repeats, alone)
     np.testing.assert_allclose(both.values, np.mean(alone, axis=0), rtol=1e-6)
-    one = learned_mask(evidence, LAYERS, LearnedMask(steps=3))
+    one = score_learned_mask(evidence, LAYERS, LearnedMask(steps=3))
     assert one.repeats is None and one.provenance.seed == 0
 
 
@@ -173,12 +173,12 @@ def test_a_resumed_run_gives_the_scores_of_an_uninterrupted_one(
     """Bit for bit, over two seeds of 5 steps with a state every second, stopped once or several times."""
     evidence = quadratic_evidence()
     settings = LearnedMask(**{"steps": 5, "seeds": 2, "save_every": 2, "learning_rate": 0.05, **variant})
-    whole = learned_mask(evidence, LAYERS, settings)
+    whole = score_learned_mask(evidence, LAYERS, settings)
     keeping = replace(evidence, checkpoint=kept_in(tmp_path))
     for after in stops:
         with pytest.raises(Interrupted):
-            learned_mask(stopping(keeping, after), LAYERS, settings)
-    resumed = learned_mask(keeping, LAYERS, settings)
+            score_learned_mask(stopping(keeping, after), LAYERS, settings)
+    resumed = score_learned_mask(keeping, LAYERS, settings)
     np.testing.assert_array_equal(resumed.repeats, whole.repeats)
     np.testing.assert_array_equal(resumed.values, whole.values)
 
@@ -187,13 +187,13 @@ def test_resuming_repeats_no_step_that_was_kept(tmp_path: Path) -> None:
     keeping = replace(quadratic_evidence(), checkpoint=kept_in(tmp_path))
     settings = LearnedMask(steps=6, save_every=2)
     with pytest.raises(Interrupted):
-        learned_mask(stopping(keeping, 5), LAYERS, settings)
+        score_learned_mask(stopping(keeping, 5), LAYERS, settings)
     evidence, seen = watched(keeping)
-    first = learned_mask(evidence, LAYERS, settings)
+    first = score_learned_mask(evidence, LAYERS, settings)
     assert len(seen) == 2  # steps 5 and 6: the state after step 4 was kept
-    again = learned_mask(evidence, LAYERS, settings)
+    again = score_learned_mask(evidence, LAYERS, settings)
     assert len(seen) == 2 and np.array_equal(again.values, first.values)
-    longer = learned_mask(evidence, LAYERS, replace(settings, steps=9))
+    longer = score_learned_mask(evidence, LAYERS, replace(settings, steps=9))
     np.testing.assert_array_equal(longer.values, learnt(quadratic_evidence(), steps=9))
 
 
@@ -274,27 +274,27 @@ def test_a_batch_without_supervised_tokens_is_refused() -> None:
 def test_it_stops_at_rest_where_asked_resumed_or_not(tmp_path: Path) -> None:
     """Slopes shrink as gates near 0 and 1: the moves of a window fall below any bound."""
     settings = LearnedMask(steps=400, optimiser="sgd", learning_rate=20.0, initial=0.0, rest=0.004, save_every=20)
-    whole = learned_mask(SINGLE, LAYERS, settings)
+    whole = score_learned_mask(SINGLE, LAYERS, settings)
     (losses,), steps = whole.provenance.settings["losses"], len(whole.provenance.settings["losses"][0])
     assert 25 < steps < 400 and steps % 25 == 0 and 0.0 not in losses
     before, there = (sigmoid(learnt(**{**vars(settings), "rest": 0.0, "steps": n})) for n in (steps - 25, steps))
     assert np.abs(there - before).max() < 0.004 and np.array_equal(there, sigmoid(whole.values))
     keeping = replace(SINGLE, checkpoint=kept_in(tmp_path))
     with pytest.raises(Interrupted):
-        learned_mask(stopping(keeping, steps - 10), LAYERS, settings)
-    resumed = learned_mask(keeping, LAYERS, settings)
+        score_learned_mask(stopping(keeping, steps - 10), LAYERS, settings)
+    resumed = score_learned_mask(keeping, LAYERS, settings)
     assert np.array_equal(resumed.values, whole.values) and resumed.provenance.settings["losses"] == [losses]
 
 
 @pytest.mark.parametrize(("optimiser", "rate"), [("sgd", 3.0), ("adam", 0.01)])
 def test_each_optimiser_has_a_rate_of_its_own_and_the_provenance_names_it(optimiser: str, rate: float) -> None:
-    found = learned_mask(SINGLE, LAYERS, LearnedMask(optimiser=optimiser, steps=2))
+    found = score_learned_mask(SINGLE, LAYERS, LearnedMask(optimiser=optimiser, steps=2))
     assert np.array_equal(found.values, learnt(optimiser=optimiser, steps=2, learning_rate=rate))
     assert found.provenance.settings["learning_rate"] == rate
 
 
 def test_where_the_gates_ended_is_noted() -> None:
-    scores = learned_mask(SINGLE, LAYERS, LearnedMask(steps=3, seeds=2, learning_rate=0.5))
+    scores = score_learned_mask(SINGLE, LAYERS, LearnedMask(steps=3, seeds=2, learning_rate=0.5))
     ends = [[round(float(np.quantile(sigmoid(one), q)), 4) for q in (0, 0.5, 1)] for one in scores.repeats]
     np.testing.assert_allclose(scores.provenance.settings["gates"], ends, atol=2e-4)
 
@@ -312,7 +312,7 @@ def test_scores_learnt_on_training_records_name_those() -> None:
     data = ({"split": "train", "records": 9}, {"split": "calibration", "records": 2, "batches": 1})
     evidence = replace(SINGLE, training=[*SINGLE.data] * 3, provenance=Provenance(data=data))
     of = {
-        records: learned_mask(evidence, LAYERS, LearnedMask(steps=1, records=records)).provenance.data
+        records: score_learned_mask(evidence, LAYERS, LearnedMask(steps=1, records=records)).provenance.data
         for records in ("calibration", "training")
     }
     assert of == {"calibration": data, "training": ({"split": "train", "records": 9, "batches": 3},)}

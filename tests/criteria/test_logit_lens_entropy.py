@@ -8,7 +8,7 @@ import torch
 from scipy.stats import entropy
 from torch import nn
 
-from keylayers.criteria.logit_lens_entropy import LogitLensEntropy, entropies, logit_lens_entropy
+from keylayers.criteria.logit_lens_entropy import LogitLensEntropy, entropies, score_logit_lens_entropy
 from keylayers.criteria.protocol import Evidence
 from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers
@@ -53,7 +53,7 @@ def test_drops_equal_those_of_the_librarys_hidden_states(name: str, position: st
     if name == "gemma2":
         model.config.final_logit_softcapping = 0.5  # as small as the logits of a random model, so that it bends
     layers = named_layers(model, "block")
-    scores = logit_lens_entropy(Evidence(model=model, data=text(3)), layers, LogitLensEntropy(position=position))
+    scores = score_logit_lens_entropy(Evidence(model=model, data=text(3)), layers, LogitLensEntropy(position=position))
     expected = by_hand(model, NORMS[name], 0.5 if name == "gemma2" else None, position)
     np.testing.assert_allclose(scores.values, expected[:-1] - expected[1:], atol=2e-5)
     np.testing.assert_allclose(scores.provenance.settings["entropies"], expected[:-1], atol=2e-5)
@@ -68,7 +68,7 @@ def test_a_block_that_does_nothing_scores_zero_and_the_scores_add_up() -> None:
         model.model.layers[1].self_attn.o_proj.weight.zero_()
         model.model.layers[1].mlp.down_proj.weight.zero_()
     layers = named_layers(model, "block")
-    scores = logit_lens_entropy(Evidence(model=model, data=text(4)), layers)
+    scores = score_logit_lens_entropy(Evidence(model=model, data=text(4)), layers)
     assert scores.values[1] == 0 and (scores.values[[0, 2]] != 0).all()
     with torch.no_grad():
         logits = [model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits for batch in text(4)]
@@ -100,7 +100,7 @@ def test_models_without_a_prediction_per_position_are_refused(name: str, said: s
 
     evidence = evidence_of(name)
     with pytest.raises(BadInput, match=said):
-        logit_lens_entropy(evidence, named_layers(evidence.model, "block"))
+        score_logit_lens_entropy(evidence, named_layers(evidence.model, "block"))
 
 
 def test_a_model_that_does_something_else_after_its_blocks_is_refused() -> None:
@@ -117,7 +117,7 @@ def test_a_model_that_does_something_else_after_its_blocks_is_refused() -> None:
         readout_of(model, lambda: model(torch.arange(3, 9)[None]))
     with pytest.raises(BadInput, match="a mean over them is none"):
         evidence = Evidence(model=tiny_models.build("llama"), data=text(4))
-        logit_lens_entropy(evidence, named_layers(evidence.model, "block"), LogitLensEntropy(position="mean"))
+        score_logit_lens_entropy(evidence, named_layers(evidence.model, "block"), LogitLensEntropy(position="mean"))
 
 
 def test_scales_of_the_logits_are_read_from_the_configuration() -> None:

@@ -6,7 +6,7 @@ import torch
 
 from keylayers import criteria
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.support.hidden_states import Seen
+from keylayers.criteria.support.hidden_states import HiddenStates
 from keylayers.criteria.support.observers import ObservingCriterion, observe_together
 from keylayers.errors import BadInput, Diverged, UnknownName
 from keylayers.layers.capturing import capture
@@ -83,7 +83,7 @@ def test_positions_are_those_of_the_mask_and_the_labels() -> None:
     batch = text(8)[0]
     with torch.no_grad(), capture(model, layers) as captured:
         language_loss(model, batch)
-    seen = Seen(model, batch, layers, captured)
+    seen = HiddenStates(model, batch, layers, captured)
     out = captured.outputs[layers[1].name]
     for row, length in enumerate(range(5, 13)):
         assert torch.equal(seen.rows(1, "after", "prompt")[row], out[row, 2])  # three tokens of prompt
@@ -92,7 +92,7 @@ def test_positions_are_those_of_the_mask_and_the_labels() -> None:
     assert len(seen.rows(1, "after", "all")) == sum(range(5, 13))
     assert seen.rows(1, "after", "last") is seen.rows(2, "before", "last")
     plain = {**batch, "labels": torch.where(torch.arange(12) == 0, -100, batch["input_ids"])}  # no prompt at all
-    whole = Seen(model, plain, layers, captured)
+    whole = HiddenStates(model, plain, layers, captured)
     assert torch.equal(whole.rows(1, "after", "prompt"), seen.rows(1, "after", "last"))
 
 
@@ -104,7 +104,7 @@ def test_of_several_turns_the_last_prompt_counts() -> None:
     batch = {"input_ids": ids, "labels": labels}
     with torch.no_grad(), capture(model, layers) as captured:
         language_loss(model, batch)
-    seen = Seen(model, batch, layers, captured)
+    seen = HiddenStates(model, batch, layers, captured)
     assert torch.equal(seen.rows(0, "after", "prompt")[0], captured.outputs[layers[0].name][0, 5])
 
 
@@ -115,7 +115,7 @@ def test_encoder_and_decoder_have_streams_and_paddings_of_their_own() -> None:
     batch["input_ids"] = batch["input_ids"].flip(1)  # an encoder reads something else than the answer
     with torch.no_grad(), capture(model, layers) as captured:
         language_loss(model, batch)
-    seen = Seen(model, batch, layers, captured)
+    seen = HiddenStates(model, batch, layers, captured)
     assert len(seen.rows(0, "after", "all")) == sum(range(5, 13))
     assert len(seen.rows(3, "after", "all")) == sum(range(5, 13)) - 8 * 3  # supervised
     assert torch.equal(seen.rows(3, "after", "prompt")[2], captured.outputs[layers[3].name][2, 3])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.robust_capacity import RobustCapacity, robust_capacity
+from keylayers.criteria.robust_capacity import RobustCapacity, score_robust_capacity
 from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers
 from keylayers.measures.objective import image_loss
@@ -50,7 +50,7 @@ def test_of_a_linear_loss_it_is_the_radius_times_the_norm_of_the_slope(radius) -
     model, data = Sum(5.0).double(), [{**b, "x": b["x"].double()} for b in images((7, 5))]
     evidence = Evidence(model=model, data=data, loss=linear_loss)
     layers = named_layers(model, "linear")
-    scores = robust_capacity(evidence, layers, RobustCapacity(radius=radius, attack_steps=0, eps=0.0))
+    scores = score_robust_capacity(evidence, layers, RobustCapacity(radius=radius, attack_steps=0, eps=0.0))
     x, y = (torch.cat([batch[key] for batch in data]) for key in ("x", "labels"))
     model.requires_grad_(False)
     slope = torch.nn.functional.one_hot(y, 3).double().T @ x.flatten(1) / len(x)
@@ -68,7 +68,7 @@ def test_the_loss_is_that_of_attacked_images() -> None:
     model, data = Sum(1.0).double(), [{**b, "x": b["x"].double()} for b in images((6,))]
     evidence, eps = Evidence(model=model, data=data, loss=linear_loss), 0.1
     layers = named_layers(model, "linear")
-    scores = robust_capacity(evidence, layers, RobustCapacity(radius=0.2, eps=eps))
+    scores = score_robust_capacity(evidence, layers, RobustCapacity(radius=0.2, eps=eps))
     model.requires_grad_(False)
     x, y = data[0]["x"], data[0]["labels"]
     weight = model.one.weight + model.two.weight
@@ -87,10 +87,10 @@ def test_weights_are_never_written_and_the_planted_layer_ranks_first() -> None:
     layers = [layer for layer in named_layers(model, "conv") if layer.block in (2, 3)]
     model.train()
     before = full_state(model)
-    scores = robust_capacity(evidence, layers, RobustCapacity(steps=4, attack_steps=2))
+    scores = score_robust_capacity(evidence, layers, RobustCapacity(steps=4, attack_steps=2))
     assert same_state(before, full_state(model))
     assert scores.ranking()[0].name == "layer2.1.conv2" and (scores.values >= 0).all()
-    wider = robust_capacity(evidence, layers, RobustCapacity(steps=4, attack_steps=2, radius=0.2))
+    wider = score_robust_capacity(evidence, layers, RobustCapacity(steps=4, attack_steps=2, radius=0.2))
     assert wider.values.sum() > scores.values.sum()
 
 
@@ -100,7 +100,7 @@ def test_blocks_move_their_kernels_together_and_layers_without_any_are_refused()
     evidence = Evidence(model=model, data=images((4, 4), (1, 8, 8)), loss=image_loss)
     settings = RobustCapacity(steps=2, attack_steps=1)
     blocks = named_layers(model, "block")[2:4]
-    assert np.isfinite(robust_capacity(evidence, blocks, settings).values).all()
+    assert np.isfinite(score_robust_capacity(evidence, blocks, settings).values).all()
     norm = replace(blocks[0], name="layer2.0.bn1", parameters=("layer2.0.bn1.weight", "layer2.0.bn1.bias"))
     with pytest.raises(BadInput, match=r"moves matrices and kernels, but layer layer2\.0\.bn1 has none"):
-        robust_capacity(evidence, [norm], settings)
+        score_robust_capacity(evidence, [norm], settings)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from keylayers.criteria.ablation import ablation
-from keylayers.criteria.shapley import Shapley, shapley
+from keylayers.criteria.ablation import score_ablation
+from keylayers.criteria.shapley import Shapley, score_shapley
 from keylayers.layers.naming import named_layers
 from keylayers.measures.measure import Measure, wrong_tokens
 from tests.criteria.test_ablation import mean_loss, solved_by, text_evidence
@@ -36,7 +36,7 @@ def test_all_orders_give_the_values_of_the_definition(name: str, granularity: st
     evidence = text_evidence(name, granularity)
     layers = named_layers(evidence.model, granularity)[:4]
     before = full_state(evidence.model)
-    scores = shapley(evidence, layers, Shapley(permutations=24))
+    scores = score_shapley(evidence, layers, Shapley(permutations=24))
     assert same_state(before, full_state(evidence.model))
     assert scores.repeats is None and scores.provenance.settings["exact"]
     np.testing.assert_allclose(scores.values, by_definition(evidence, layers), atol=3e-6)
@@ -45,7 +45,7 @@ def test_all_orders_give_the_values_of_the_definition(name: str, granularity: st
 def test_in_every_order_the_values_sum_to_the_cost_of_removing_all() -> None:
     evidence = text_evidence("qwen2", "sublayer")
     layers = named_layers(evidence.model, "sublayer")
-    scores = shapley(evidence, layers, Shapley(permutations=5, seed=2))
+    scores = score_shapley(evidence, layers, Shapley(permutations=5, seed=2))
     none = silenced_copy(evidence.model, [layer.name for layer in layers])
     total = mean_loss(none, evidence) - mean_loss(evidence.model, evidence)
     assert scores.repeats.shape == (5, 6)
@@ -57,15 +57,15 @@ def test_in_every_order_the_values_sum_to_the_cost_of_removing_all() -> None:
 def test_sampling_tends_to_the_exact_values_and_the_intervals_hold_them() -> None:
     evidence = solved_by(2, blocks=7)
     layers = named_layers(evidence.model, "block")
-    exact = shapley(evidence, layers, Shapley(permutations=24)).values
+    exact = score_shapley(evidence, layers, Shapley(permutations=24)).values
     assert exact.argmax() == 2
     held = []
     for seed in range(12):
-        sampled = shapley(evidence, layers, Shapley(permutations=12, seed=seed))
+        sampled = score_shapley(evidence, layers, Shapley(permutations=12, seed=seed))
         low, high = sampled.interval().T
         held += ((low <= exact + 1e-12) & (exact <= high + 1e-12)).tolist()
     assert np.mean(held) > 0.85  # of 95 % intervals
-    again = shapley(evidence, layers, Shapley(permutations=12, seed=11))
+    again = score_shapley(evidence, layers, Shapley(permutations=12, seed=11))
     assert again.values.tolist() == sampled.values.tolist()
 
 
@@ -87,8 +87,8 @@ def test_twins_share_what_taking_out_one_alone_does_not_show() -> None:
 
     evidence = replace(evidence, data=data, loss=saturated)
     layers = named_layers(model, "block")
-    np.testing.assert_allclose(ablation(evidence, layers).values, 0, atol=1e-12)
-    np.testing.assert_allclose(shapley(evidence, layers, Shapley(24)).values, [0, 0.5, 0, 0.5], atol=1e-12)
+    np.testing.assert_allclose(score_ablation(evidence, layers).values, 0, atol=1e-12)
+    np.testing.assert_allclose(score_shapley(evidence, layers, Shapley(24)).values, [0, 0.5, 0, 0.5], atol=1e-12)
 
 
 def test_as_many_blocks_are_computed_as_forecast_for_exact_values() -> None:
@@ -96,8 +96,8 @@ def test_as_many_blocks_are_computed_as_forecast_for_exact_values() -> None:
     layers, calls = named_layers(evidence.model, "block"), []
     for block in evidence.model.model.layers:
         block.input_layernorm.register_forward_pre_hook(lambda *_: calls.append(1))
-    shapley(evidence, layers, Shapley(6))
-    assert len(calls) / 3 == pytest.approx(shapley.work(layers, Shapley(6), 2).all_forwards)
+    score_shapley(evidence, layers, Shapley(6))
+    assert len(calls) / 3 == pytest.approx(score_shapley.work(layers, Shapley(6), 2).all_forwards)
     assert len(calls) / 2 == 3 + 1 * 2 + 2 * 1 + 4 * 0  # the whole; the sets whose highest is the first, second, third
 
 
@@ -111,12 +111,12 @@ def test_orders_take_a_quarter_of_the_squared_number_of_blocks() -> None:
             block.input_layernorm.register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
             for block in evidence.model.model.layers
         ]
-        shapley(evidence, layers, Shapley(2, seed))
+        score_shapley(evidence, layers, Shapley(2, seed))
         for hook in hooks:
             hook.remove()
         taken.append(len(calls) / 3)
-    assert np.mean(taken) == pytest.approx(shapley.work(layers, Shapley(2), 2).all_forwards, rel=0.05)
-    assert shapley.work(layers, Shapley(2), 2).all_forwards == pytest.approx(2 * (1 + 2 * 3 * 2 / 4 / 3))
+    assert np.mean(taken) == pytest.approx(score_shapley.work(layers, Shapley(2), 2).all_forwards, rel=0.05)
+    assert score_shapley.work(layers, Shapley(2), 2).all_forwards == pytest.approx(2 * (1 + 2 * 3 * 2 / 4 / 3))
 
 
 def test_other_measures_by_batch_and_by_record() -> None:
@@ -126,12 +126,12 @@ def test_other_measures_by_batch_and_by_record() -> None:
     def each(model):
         return np.concatenate([_wrong_by_row(model, batch) for batch in evidence.data])
 
-    by_batch = shapley(replace(evidence, measure=Measure("tokens", by_batch=wrong_tokens)), layers, Shapley(2))
-    by_record = shapley(replace(evidence, measure=Measure("generated", by_record=each)), layers, Shapley(2))
+    by_batch = score_shapley(replace(evidence, measure=Measure("tokens", by_batch=wrong_tokens)), layers, Shapley(2))
+    by_record = score_shapley(replace(evidence, measure=Measure("generated", by_record=each)), layers, Shapley(2))
     counted = sum(wrong_tokens(evidence.model, batch)[1] for batch in evidence.data)
     np.testing.assert_allclose(by_batch.repeats * counted, by_record.repeats * len(each(evidence.model)), atol=1e-9)
     exact = [
-        shapley(replace(evidence, measure=one), layers)
+        score_shapley(replace(evidence, measure=one), layers)
         for one in (Measure("tokens", by_batch=wrong_tokens), Measure("generated", by_record=each))
     ]
     np.testing.assert_allclose(exact[0].values * counted, exact[1].values * len(each(evidence.model)), atol=1e-9)
@@ -145,4 +145,4 @@ def _wrong_by_row(model, batch) -> list[float]:
 def test_many_layers_are_sampled() -> None:
     evidence = text_evidence("llama", "linear")
     layers = named_layers(evidence.model, "linear")
-    assert len(layers) == 22 and shapley(evidence, layers, Shapley(1)).repeats is None
+    assert len(layers) == 22 and score_shapley(evidence, layers, Shapley(1)).repeats is None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.signal_noise import SignalNoise, signal_noise, signal_share
+from keylayers.criteria.signal_noise import SignalNoise, score_signal_noise, signal_share
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
@@ -22,7 +22,7 @@ SHAPES = [(128, 128), (100, 120), (64, 192), (32, 256), (256, 32), (8, 400), (2,
 
 def scores_of(tensors: dict[str, Tensor], variant: str = "corrected") -> np.ndarray:
     """One layer per tensor."""
-    return signal_noise(Evidence(weights=held(tensors)), layers_of(tensors), SignalNoise(variant)).values  # type: ignore[arg-type]
+    return score_signal_noise(Evidence(weights=held(tensors)), layers_of(tensors), SignalNoise(variant)).values  # type: ignore[arg-type]
 
 
 def fraction_above_spectrums_threshold(matrix: Tensor) -> float:
@@ -80,7 +80,7 @@ def test_ends_of_the_range_and_ties_are_as_stated() -> None:
     }
     found = scores_of(tensors)
     np.testing.assert_allclose(found, [0, 0, 1, 1, 0], atol=1e-6)
-    scores = signal_noise(Evidence(weights=held(tensors)), layers_of(tensors))
+    scores = score_signal_noise(Evidence(weights=held(tensors)), layers_of(tensors))
     assert scores.provenance.settings["ties"] >= 2
     assert {layer.name for layer in scores.ranking()[-3:]} == {"zeros", "noise", "more noise"}
 
@@ -101,7 +101,7 @@ def test_a_layer_of_several_matrices_gets_their_mean_by_size() -> None:
             if parameter.ndim > 1:
                 parameter.add_(0.05 * (index % 4))
     layers = named_layers(model, "block")
-    found = signal_noise(Evidence(weights=tensors_in_memory(model)), layers).values
+    found = score_signal_noise(Evidence(weights=tensors_in_memory(model)), layers).values
     for layer, value in zip(layers, found, strict=True):
         parts = []
         for name, parameter in model.named_parameters():
@@ -126,7 +126,9 @@ def test_what_has_no_number_is_named(variant: str) -> None:
     with pytest.raises(BadInput, match=r"layer norm has no weight matrix"):
         scores_of({"norm": torch.ones(5)}, variant)
     with pytest.raises(BadInput, match=r"a test holds no gone of layer gone"):
-        signal_noise(Evidence(weights=held({})), [Layer("gone", None, "gone", ("gone",), 1)], SignalNoise(variant))  # type: ignore[arg-type]
+        score_signal_noise(
+            Evidence(weights=held({})), [Layer("gone", None, "gone", ("gone",), 1)], SignalNoise(variant)
+        )  # type: ignore[arg-type]
 
 
 def test_one_tensor_is_held_at_a_time() -> None:
@@ -145,7 +147,7 @@ def test_one_tensor_is_held_at_a_time() -> None:
     names = [f"w{number}" for number in range(4)]
     layers = [Layer("first", None, "first", ("w0", "w1"), 1200), Layer("second", None, "second", ("w2", "w3"), 1200)]
     source = TensorSource({name: loader(n) for n, name in enumerate(names)}, dict.fromkeys(names, (20, 30)), "a test")
-    signal_noise(Evidence(weights=source), layers)
+    score_signal_noise(Evidence(weights=source), layers)
     assert not alive
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.skip_suppression import SkipSuppression, skip_suppression, steepest
+from keylayers.criteria.skip_suppression import SkipSuppression, score_skip_suppression, steepest
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.naming import named_layers
 from keylayers.layers.skips import scaled_skips
@@ -26,7 +26,7 @@ def test_the_skip_that_carries_the_backdoor_is_found_and_its_score_is_the_formul
     """Half of the images give way between 1 and 0.9, the rest between 0.2 and 0.1."""
     given = evidence(Relay(trigger=block, score=None), triggered([0.95, 0.95]), triggered([0.15, 0.15]))
     layers = named_layers(given.model, "skip")
-    scores = skip_suppression(given, layers, OWN)
+    scores = score_skip_suppression(given, layers, OWN)
     expected = np.zeros(3)
     expected[block] = max(0.5 / math.exp(0.5), 0.5 / math.exp(0.0))
     np.testing.assert_allclose(scores.values, expected)
@@ -46,7 +46,7 @@ def test_a_skip_is_compared_with_the_whole_model_and_not_with_the_skip_before() 
     takes skip 1's start at 1/2 for a fall."""
     given = evidence(Relay(trigger=None, score=0), triggered([0.5, 1.5]))
     layers = named_layers(given.model, "skip")
-    scores = skip_suppression(given, layers, OWN)
+    scores = score_skip_suppression(given, layers, OWN)
     assert scores.provenance.settings["curves"][layers[0].name][-1] == 1.0
     assert scores.values[1] == scores.values[2] == 0.0 and scores.values[0] == 0.0
 
@@ -57,7 +57,7 @@ def test_a_network_that_says_nothing_of_its_inputs_is_followed_on_the_datas() ->
 
     given = evidence(Silent(trigger=1, score=None), triggered([0.45, 0.45]))
     layers = named_layers(given.model, "skip", example={"x": given.data[0]["x"]})
-    np.testing.assert_allclose(skip_suppression(given, layers, OWN).values, [0, 1, 0])
+    np.testing.assert_allclose(score_skip_suppression(given, layers, OWN).values, [0, 1, 0])
 
 
 def plain_curve(model: nn.Module, layer, given: Evidence) -> list[float]:
@@ -89,7 +89,7 @@ def test_curves_are_those_of_plain_forwards(name: str) -> None:
             data = [{**batch, "labels": model(pixel_values=batch["pixel_values"]).logits.argmax(1)} for batch in data]
     given = Evidence(model=model, data=data, granularity="skip")
     layers = named_layers(model, "skip")
-    scores = skip_suppression(given, layers)
+    scores = score_skip_suppression(given, layers)
     for layer in layers:
         plain = plain_curve(model, layer, given)
         assert scores.provenance.settings["curves"][layer.name] == pytest.approx(plain, abs=1e-6), layer.name
@@ -100,7 +100,7 @@ def test_the_likelihood_of_text_is_its_loss() -> None:
     model, data = tiny_models.build("llama"), batches_of("llama")
     given = Evidence(model=model, data=data, granularity="skip")
     layers = named_layers(model, "skip")[:2]
-    scores = skip_suppression(given, layers, SkipSuppression(success="likelihood"))
+    scores = score_skip_suppression(given, layers, SkipSuppression(success="likelihood"))
     with torch.no_grad(), scaled_skips(model, layers[:1], 0.3):
         pairs = [given.loss(model, batch) for batch in data]
     mean = sum(float(loss) for loss, _ in pairs) / sum(count for _, count in pairs)
@@ -111,9 +111,9 @@ def test_the_attackers_trigger_is_stamped_and_no_other() -> None:
     given = evidence(Relay(trigger=1, score=None), triggered([0.45]))
     layers = named_layers(given.model, "skip")
     for name, stamp in (("oracle", True), ("own-trigger", False), ("clean-only", False)):
-        noted = skip_suppression(given, layers, SkipSuppression(name)).provenance.settings
+        noted = score_skip_suppression(given, layers, SkipSuppression(name)).provenance.settings
         assert noted["oracle"] is stamp and noted["calibration"] == name
-    assert skip_suppression(given, layers).provenance.settings["calibration"] == "clean-only"
+    assert score_skip_suppression(given, layers).provenance.settings["calibration"] == "clean-only"
 
 
 class Straight(nn.Module):
@@ -137,16 +137,16 @@ def test_what_cannot_be_scored_is_refused_with_the_reason() -> None:
     weak = evidence(Relay(trigger=1, score=None), triggered([2.0, 2.0, 0.5]))
     layers = named_layers(weak.model, "skip")
     with pytest.raises(BadInput, match=r"own-trigger succeeds with 33.3% in the whole model; at least 50% is needed"):
-        skip_suppression(weak, layers, OWN)
-    skip_suppression(weak, layers)  # clean data are as they are
+        score_skip_suppression(weak, layers, OWN)
+    score_skip_suppression(weak, layers)  # clean data are as they are
     with pytest.raises(
         BadInput, match=r"a batch: label 2 is out of range \(1 such\); the 2 classes are numbered 0 to 1"
     ):
-        skip_suppression(evidence(weak.model, triggered([0.5], target=2)), layers)
+        score_skip_suppression(evidence(weak.model, triggered([0.5], target=2)), layers)
     with pytest.raises(UnknownName, match="unknown skip_suppression calibration 'own_trigger'; did you mean"):
-        skip_suppression(weak, layers, SkipSuppression("own_trigger"))  # type: ignore[arg-type]
+        score_skip_suppression(weak, layers, SkipSuppression("own_trigger"))  # type: ignore[arg-type]
     with pytest.raises(UnknownName, match=r"unknown skip 'blocks\.0\.up'"):
-        skip_suppression(weak, named_layers(weak.model, "linear"))
+        score_skip_suppression(weak, named_layers(weak.model, "linear"))
     without = Evidence(model=Straight(), data=[{"x": torch.zeros(1, 4), "labels": torch.zeros(1).long()}])
     with pytest.raises(BadInput, match="Straight has no skip connection"):
-        skip_suppression(without, named_layers(without.model, "linear"))
+        score_skip_suppression(without, named_layers(without.model, "linear"))

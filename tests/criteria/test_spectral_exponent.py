@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.spectral_exponent import SpectralExponent, spectral_exponent
+from keylayers.criteria.spectral_exponent import SpectralExponent, score_spectral_exponent
 from keylayers.errors import BadInput, UnknownName
 from tests.criteria.weights import held, layers_of, scrambled
 
 
 def scores_of(settings: SpectralExponent | None = None, **tensors: Tensor) -> np.ndarray:
-    return spectral_exponent(Evidence(weights=held(tensors)), layers_of(tensors), settings).values
+    return score_spectral_exponent(Evidence(weights=held(tensors)), layers_of(tensors), settings).values
 
 
 def with_spectrum(values: np.ndarray, columns: int) -> Tensor:

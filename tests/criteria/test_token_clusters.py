@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.support.hidden_states import Seen
+from keylayers.criteria.support.hidden_states import HiddenStates
 from keylayers.criteria.support.observers import Blocks
 from keylayers.criteria.support.token_sample import TokenSample
-from keylayers.criteria.token_clusters import TokenClusters, token_clusters
+from keylayers.criteria.token_clusters import TokenClusters, score_token_clusters
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.capturing import capture
 from keylayers.layers.naming import named_layers
@@ -81,7 +81,7 @@ def regrouping(hidden: torch.Tensor) -> torch.Tensor:
 def test_the_block_that_regroups_tokens_is_found(reference: str) -> None:
     doings = [same, same, same, regrouping, same, same, same]
     evidence, layers = stream(doings, groups())
-    scores = token_clusters(evidence, layers, TokenClusters(clusters=4, reference=reference))
+    scores = score_token_clusters(evidence, layers, TokenClusters(clusters=4, reference=reference))
     expected = np.zeros(7)
     expected[3] = 1
     np.testing.assert_allclose(scores.values, expected, atol=0.05)
@@ -96,7 +96,7 @@ def test_a_curve_that_bends_names_its_elbow() -> None:
 
     doings = [same] * 5 + [blurring(3 + 0.01 * step) for step in range(5)]
     evidence, layers = stream(doings, groups(40), size=40)  # one batch, so that noise is drawn once
-    settings = token_clusters(evidence, layers, TokenClusters(clusters=4)).provenance.settings
+    settings = score_token_clusters(evidence, layers, TokenClusters(clusters=4)).provenance.settings
     assert settings["elbow"] in ("layers.4", "layers.5") and settings["elbow_confidence"] > 0.5
 
 
@@ -111,7 +111,7 @@ def test_the_sample_is_the_same_whatever_the_batches_and_their_order() -> None:
         for batch in data:
             with torch.no_grad(), capture(model, layers) as captured:
                 language_loss(model, batch)
-            sample.observe(Seen(model, batch, layers, captured))
+            sample.observe(HiddenStates(model, batch, layers, captured))
         samples.append(sample.finish()[1, "after"])
         assert torch.equal(samples[-1], sample.finish()[2, "before"])
     assert samples[0].shape == (30, 32)
@@ -123,9 +123,9 @@ def test_scores_are_the_same_whatever_the_batches_and_their_order() -> None:
     model = tiny_models.build("llama").double()
     layers = named_layers(model, "block")
     settings = TokenClusters(clusters=5)
-    expected = token_clusters(Evidence(model=model, data=text(8)), layers, settings)
+    expected = score_token_clusters(Evidence(model=model, data=text(8)), layers, settings)
     for data in (text(3), text(3)[::-1], text(2, pad=4), text(3, left=True)):
-        found = token_clusters(Evidence(model=model, data=data), layers, settings)
+        found = score_token_clusters(Evidence(model=model, data=data), layers, settings)
         np.testing.assert_allclose(found.values, expected.values, atol=1e-12)
 
 
@@ -133,7 +133,7 @@ def test_encoder_and_decoder_are_each_compared_with_their_own_first_block() -> N
     model = tiny_models.build("t5")
     layers = named_layers(model, "block")
     data = [{**batch, "input_ids": batch["input_ids"].flip(1)} for batch in text(4)]  # read something else than answers
-    scores = token_clusters(Evidence(model=model, data=data), layers, TokenClusters(clusters=4))
+    scores = score_token_clusters(Evidence(model=model, data=data), layers, TokenClusters(clusters=4))
     curve = scores.provenance.settings["curve_adjusted"]
     assert curve[0] > curve[1] and curve[2] > curve[3]
     np.testing.assert_allclose(scores.values, [0, curve[0] - curve[1], 0, curve[2] - curve[3]], atol=1e-12)
@@ -142,7 +142,7 @@ def test_encoder_and_decoder_are_each_compared_with_their_own_first_block() -> N
 def test_the_curve_begins_where_clustering_anew_does_not_where_clusters_equal_themselves() -> None:
     """In a cloud without groups k-means finds others each time; a block that does nothing still loses nothing."""
     evidence, layers = stream([same, same, same], states(40))
-    scores = token_clusters(evidence, layers, TokenClusters(restarts=1))
+    scores = score_token_clusters(evidence, layers, TokenClusters(restarts=1))
     curve = scores.provenance.settings["curve_adjusted"]
     assert curve[0] < 0.9
     np.testing.assert_allclose(scores.values, 0, atol=1e-12)
@@ -150,15 +150,15 @@ def test_the_curve_begins_where_clustering_anew_does_not_where_clusters_equal_th
 
 def test_the_normalised_information_is_offered_and_differs() -> None:
     evidence, layers = stream([same, regrouping, same], groups())
-    both = [token_clusters(evidence, layers, TokenClusters(clusters=8, adjusted=one)) for one in (True, False)]
+    both = [score_token_clusters(evidence, layers, TokenClusters(clusters=8, adjusted=one)) for one in (True, False)]
     assert both[0].values[1] > both[1].values[1] + 0.05  # what chance leaves in common is not lost
 
 
 def test_what_cannot_be_clustered_is_refused() -> None:
     evidence, layers = stream([same, same], groups(2, 3))
     with pytest.raises(BadInput, match="20 clusters of 6 tokens: expected 2 to 6; give more records"):
-        token_clusters(evidence, layers)
+        score_token_clusters(evidence, layers)
     with pytest.raises(UnknownName, match="did you mean 'previous'"):
-        token_clusters(evidence, layers, TokenClusters(reference="previus"))
+        score_token_clusters(evidence, layers, TokenClusters(reference="previus"))
     with pytest.raises(BadInput, match="cannot make 20 clusters of 5 tokens"):
         TokenClusters(tokens=5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.type_only import TypeOnly, type_only
+from keylayers.criteria.type_only import TypeOnly, score_type_only
 from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers
 from keylayers.layers.roles import role_of
@@ -15,7 +15,7 @@ from tests import tiny_models
 
 
 def scores_of(name: str, first: str = "largest", seed: int = 0) -> LayerScores:
-    return type_only(Evidence(), named_layers(tiny_models.build(name)), TypeOnly(first, seed))
+    return score_type_only(Evidence(), named_layers(tiny_models.build(name)), TypeOnly(first, seed))
 
 
 def kinds_in_order(scores: LayerScores) -> list[str]:
@@ -73,4 +73,4 @@ def test_a_role_that_no_layer_has_is_refused_with_those_there_are() -> None:
         scores_of("llama", "attention.q,mlp.dwon")
     model = tiny_models.build("cifar-resnet")
     with pytest.raises(BadInput, match="no layer has the role attention, cross_attention"):
-        type_only(Evidence(), named_layers(model, "conv"), TypeOnly("attention"))
+        score_type_only(Evidence(), named_layers(model, "conv"), TypeOnly("attention"))

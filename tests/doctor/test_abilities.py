@@ -7,7 +7,7 @@ from keylayers import criteria, exports
 from keylayers.actions.freezing import selected_parameters
 from keylayers.doctor import capabilities as module
 from keylayers.doctor.capabilities import Ability, abilities
-from keylayers.doctor.probe import Check
+from keylayers.doctor.probe import CheckResult
 from keylayers.doctor.request import DoctorRequest, admit
 from keylayers.errors import BadInput, BadSelection
 from keylayers.exports.target import export
@@ -18,7 +18,7 @@ from tests.layers.helpers import full_state, same_state
 from tests.tiny_models import build
 
 
-def found(loaded: LoadedModel, findings: dict[str, Check] | None = None) -> dict[str, Ability]:
+def found(loaded: LoadedModel, findings: dict[str, CheckResult] | None = None) -> dict[str, Ability]:
     given = admit(DoctorRequest(Inputs("it"), seq=8), loaded)
     given.patient.findings.update(findings or {})
     with torch.random.fork_rng():
@@ -73,14 +73,14 @@ def test_a_shared_weight_cannot_train_in_full_and_is_named():
 
 def test_failed_gates_forbid_what_rests_on_them():
     loaded = load_model("bundled:llama")
-    slope = found(loaded, {"gradient is right": Check("gradient is right", "fail", "", "")})
+    slope = found(loaded, {"gradient is right": CheckResult("gradient is right", "fail", "", "")})
     assert {name for name, one in slope.items() if one.verdict == "no" and name.startswith("score")} == {
         f"score {name}"
         for name in criteria.CRITERIA
         if criteria.get(name).work((), criteria.get(name).settings(), 1).backwards
     }
     assert slope["score path_integral"].why == "the gate 'gradient is right' failed"
-    noise = found(loaded, {"repeatable": Check("repeatable", "fail", "", "")})
+    noise = found(loaded, {"repeatable": CheckResult("repeatable", "fail", "", "")})
     assert noise["score leave_one_out"].verdict == "no" and noise["score delta_norm"].verdict == "yes"
 
 

@@ -8,8 +8,8 @@ import transformers as hf
 from torch import nn
 
 from keylayers.doctor import undo
-from keylayers.doctor.examination import GATES, LEFT_AS_FOUND, Gate, examine
-from keylayers.doctor.probe import Check, make_patient, spread
+from keylayers.doctor.examination import CHECKS, LEFT_AS_FOUND, Check, examine
+from keylayers.doctor.probe import CheckResult, make_patient, spread
 from keylayers.layers.intervene import scaled as really_scaled
 from keylayers.models.loading import LoadedModel, load_model, load_shape
 from tests.layers.helpers import full_state, same_state, with_lora
@@ -18,7 +18,7 @@ from tests.tiny_models import ALL, CAUSAL, build
 MOST = 3
 
 
-def outcomes(model: nn.Module, gates=GATES, tokenizer=None) -> dict[str, Check]:
+def outcomes(model: nn.Module, checks=CHECKS, tokenizer=None) -> dict[str, CheckResult]:
     return {check.name: check for check in examine(make_patient(LoadedModel(model, "it", tokenizer), most=MOST), gates)}
 
 
@@ -50,7 +50,7 @@ def test_every_architecture_passes_and_is_left_as_it_was(name):
     skipped = {"tokenizer"} | (set() if name in CAUSAL else {"padding"})
     assert {gate: check.detail for gate, check in found.items() if check.status == "fail"} == {}
     assert {gate for gate, check in found.items() if check.status == "skip"} == skipped
-    assert list(found) == [*(gate.name for gate in GATES), LEFT_AS_FOUND]
+    assert list(found) == [*(gate.name for gate in CHECKS), LEFT_AS_FOUND]
     assert all(check.remedy == "" for check in found.values())
 
 
@@ -68,7 +68,7 @@ def test_a_gate_that_breaks_off_stops_no_other_and_changes_nothing():
 
     model = untidy(build("llama"))
     before = full_state(model)
-    found = outcomes(model, gates=(Gate("meddling", meddling), *GATES[:2]))
+    found = outcomes(model, checks=(Check("meddling", meddling), *CHECKS[:2]))
     assert same_state(before, full_state(model))
     assert {name: check.status for name, check in found.items()} == {
         "meddling": "fail", "names": "pass", "tied weights": "pass", LEFT_AS_FOUND: "pass"}  # fmt: skip

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from keylayers.doctor import probe, structure, undo
-from keylayers.doctor.examination import GATES, LEFT_AS_FOUND
+from keylayers.doctor.examination import CHECKS, LEFT_AS_FOUND
 from keylayers.layers.intervene import scaled as really_scaled
 from tests.data.bpe import byte_level
 from tests.doctor.test_examine import constant, failures, outcomes
@@ -224,6 +224,6 @@ def test_a_hook_that_stays_is_found(monkeypatch):
 def test_a_list_that_lacks_a_layer_is_found(monkeypatch):
     real = probe.layers_of
     monkeypatch.setattr(structure, "layers_of", lambda *asked, **more: real(*asked, **more)[1:])
-    found = failures(build("llama"), gates=GATES[:1])
+    found = failures(build("llama"), checks=CHECKS[:1])
     assert "model.layers.0.self_attn.q_proj.weight is in no linear layer" in found["names"]
     assert "model.layers.0 has 7 weights but 6 layers" in found["names"]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from keylayers.league.agreement import ALL, read_gains
 from keylayers.recipes.early_stopping import settling_of
-from keylayers.report.collect import collect
+from keylayers.report.collect import collect_runs
 from keylayers.report.page import render
 from keylayers.runs import open_run, read_json, read_log, read_run, read_tensors, write_json
 from keylayers.runs.checkpoint import Checkpoint
@@ -64,7 +64,7 @@ def use(run: Path) -> None:
     only_ours(lambda: settling_of(run))
     if (state := only_ours(lambda: newest_whole(run / "stage1"))) is not None:
         only_ours(lambda: read_history(state))
-    only_ours(lambda: render(collect(run)))
+    only_ours(lambda: render(collect_runs(run)))
     only_ours(lambda: resume(run))
 
 

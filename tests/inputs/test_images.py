@@ -17,7 +17,7 @@ from keylayers.measures.backdoor import predicted_classes
 from keylayers.models.digits import DigitsResNet
 from keylayers.models.pixels import image_argument
 from keylayers.training.images import ImageTraining, train_images
-from keylayers.training.planted_backdoor import ENOUGH, own_trigger, planted, triggered
+from keylayers.training.planted_backdoor import ENOUGH, own_trigger, plant_backdoor, triggered
 
 DIGITS = "keylayers.models.digits:digits_resnet"
 
@@ -167,7 +167,7 @@ def test_an_own_trigger_is_learnt_only_just_and_the_network_is_left_alone():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x, y = clean.tensors()
     trigger = own_trigger(x)
-    made = planted(model, x, y, trigger, target=0)
+    made = plant_backdoor(model, x, y, trigger, target=0)
     (batch, *others) = triggered(x, y, trigger, 0)
     assert set(batch["labels"].tolist()) == {0} and len(batch["x"]) + sum(len(o["x"]) for o in others) == (y != 0).sum()
     success = float((predicted_classes(made, trigger(x[y != 0])) == 0).float().mean())

@@ -11,7 +11,7 @@ from keylayers.layers.adapted import deltas_from_adapter, unloaded
 from keylayers.layers.deltas import Deltas, DenseDelta, deltas_from_checkpoints
 from keylayers.layers.gating import frozen, gate_gradients, gated
 from keylayers.layers.naming import named_layers
-from keylayers.layers.tensor_swap import placing, swapped
+from keylayers.layers.tensor_swap import swapped, tensors_swapped
 from tests.layers.helpers import finest, forward_batch, full_state, logits, pair, same_state, with_lora
 from tests.tiny_models import ALL, build
 
@@ -370,5 +370,5 @@ def test_placing_names_what_is_not_there() -> None:
     with pytest.raises(UnknownName, match=r"did you mean 'fc\.weight'"):
         model = nn.Module()
         model.fc = nn.Linear(2, 2)
-        with placing(model, ["fc.weigth"]):
+        with tensors_swapped(model, ["fc.weigth"]):
             pass

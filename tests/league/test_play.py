@@ -13,7 +13,7 @@ from keylayers.league.standings import draw_standings
 from keylayers.papers.ila.plan import bundled_task
 from keylayers.runs import open_run
 from keylayers.studies.arms import Budget
-from keylayers.studies.retraining import ALL, RANDOM, Rates
+from keylayers.studies.retraining import ALL, RANDOM, LearningRateGrid
 from tests.papers.planted import PlantedDesk
 
 CHOSEN = ("midpoint", "midpoint, reversed", "norm of the change", "block influence (ShortGPT)", "last layers")
@@ -21,7 +21,7 @@ CHOSEN = ("midpoint", "midpoint, reversed", "norm of the change", "block influen
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory):
-    asked = League((bundled_task("pirate"),), CHOSEN, seeds=6, rates=Rates((1e-2, 3e-2)))
+    asked = League((bundled_task("pirate"),), CHOSEN, seeds=6, rates=LearningRateGrid((1e-2, 3e-2)))
     with open_run(tmp_path_factory.mktemp("league"), "league", {}) as run:
         return list(games(PlantedDesk(run), asked.tasks[0], asked))
 
@@ -38,7 +38,7 @@ def test_who_knows_what_layers_are_worth_wins_at_every_budget(played):
 
 
 def test_every_set_spends_the_budget_and_rivals_are_asked_for_as_they_are(tmp_path):
-    asked = League((bundled_task("pirate"),), CHOSEN[:1], budgets=(0.3,), seeds=2, rates=Rates((1e-2,)))
+    asked = League((bundled_task("pirate"),), CHOSEN[:1], budgets=(0.3,), seeds=2, rates=LearningRateGrid((1e-2,)))
     with open_run(tmp_path / "run", "league", {}) as run:
         desk = PlantedDesk(run)
         (one,) = games(desk, asked.tasks[0], asked)
@@ -83,7 +83,7 @@ def test_tables_say_where_the_chosen_layers_lie(played):
 
 def test_layers_of_one_block_come_in_another_order_with_every_seed(tmp_path):
     names = ("block influence (ShortGPT)", "random blocks", "last layers")
-    asked = League((bundled_task("pirate"),), names, budgets=(0.05,), seeds=6, rates=Rates((1e-2,)))
+    asked = League((bundled_task("pirate"),), names, budgets=(0.05,), seeds=6, rates=LearningRateGrid((1e-2,)))
     with open_run(tmp_path / "run", "league", {}) as run:
         (one,) = games(PlantedDesk(run, by_block=True), asked.tasks[0], asked)
     for name in names[:2]:
@@ -93,7 +93,7 @@ def test_layers_of_one_block_come_in_another_order_with_every_seed(tmp_path):
 
 
 def test_a_league_in_which_training_brings_nothing_says_so_before_it_is_played(tmp_path):
-    asked = League((bundled_task("pirate"),), CHOSEN[:1], budgets=(0.3,), seeds=2, rates=Rates((3e-2,)))
+    asked = League((bundled_task("pirate"),), CHOSEN[:1], budgets=(0.3,), seeds=2, rates=LearningRateGrid((3e-2,)))
     with open_run(tmp_path / "run", "league", {}) as run:
         desk = PlantedDesk(run, harm=20.0)
         with pytest.raises(BadInput, match=r"does not lower the loss .*\(10\.000 before, .* after"):
@@ -102,7 +102,7 @@ def test_a_league_in_which_training_brings_nothing_says_so_before_it_is_played(t
 
 
 def test_who_cannot_score_is_left_out_and_says_why(tmp_path):
-    asked = League((bundled_task("pirate"),), CHOSEN[:3], budgets=(0.3,), seeds=2, rates=Rates((1e-2,)))
+    asked = League((bundled_task("pirate"),), CHOSEN[:3], budgets=(0.3,), seeds=2, rates=LearningRateGrid((1e-2,)))
     with open_run(tmp_path / "run", "league", {}) as run:
         (one,) = games(PlantedDesk(run, unable=("delta_norm",)), asked.tasks[0], asked)
         with pytest.raises(BadInput, match=r"no entrant can score .* path_integral needs more blocks"):
@@ -124,7 +124,7 @@ def test_standings_and_claims_follow_from_the_games(played):
     assert verdicts[f"midpoint, reversed beats {RANDOM}"] == "contradicted"
     found = tables.tables(played)
     assert len(found) == 4 and all(len(row) == len(one.columns) for one in found for row in one.rows)
-    assert tables.plain(played)[0]["arms"]["midpoint"]["trained"][0]["test"] < 10
+    assert tables.to_json(played)[0]["arms"]["midpoint"]["trained"][0]["test"] < 10
 
 
 def test_every_criterion_has_its_entrants():

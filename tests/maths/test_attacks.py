@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.maths.attacks import Ball, ascend, climb, gradient
+from keylayers.maths.attacks import Ball, gradient, pgd_best_iterate, pgd_last_iterate
 
 SHAPE = (5, 2, 4, 3)
 NORMS = ("linf", "l2")
@@ -40,7 +40,7 @@ def test_on_a_linear_model_the_margin_falls_by_eps_times_the_dual_norm_of_its_we
     def loss(z: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(model(z), y, reduction="none")
 
-    found = ascend(loss, x, ball, 0.05, 60)
+    found = pgd_best_iterate(loss, x, ball, 0.05, 60)
     weight, sign = model[1].weight[0] - model[1].weight[1], 1 - 2 * y
     margin = sign * (model(x)[:, 0] - model(x)[:, 1])
     fallen = margin - ball.eps * weight.norm(p=1 if norm == "linf" else 2)
@@ -58,7 +58,7 @@ def test_where_the_box_binds_it_equals_the_exact_optimum(norm, eps) -> None:
     x[0, 0, 0], x[1, 1, 1] = 0.0, 1.0
     exact = ball.optimum(slope, x)
     best = (slope * exact).flatten(1).sum(1)
-    found = ascend(lambda z: (slope * z).flatten(1).sum(1), x, ball, eps / 4, 300)
+    found = pgd_best_iterate(lambda z: (slope * z).flatten(1).sum(1), x, ball, eps / 4, 300)
     torch.testing.assert_close(found.values, best, rtol=1e-4, atol=1e-9)
     for point in (exact, found.x):
         assert float(point.min()) >= 0 and float(point.max()) <= 1
@@ -92,9 +92,9 @@ def test_a_projection_is_the_nearest_image_of_the_ball(norm, seed, eps, reach) -
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_ball_of_radius_zero_changes_nothing_bit_for_bit(norm) -> None:
     x = drawn(*SHAPE).float()
-    found = ascend(lambda z: z.square().flatten(1).sum(1), x, Ball(0.0, norm), 0.1, 3, restarts=2)
+    found = pgd_best_iterate(lambda z: z.square().flatten(1).sum(1), x, Ball(0.0, norm), 0.1, 3, restarts=2)
     assert torch.equal(found.x, x)
-    assert torch.equal(climb(lambda z: z.sum(), x, Ball(0.0, norm), 0.1, 3), x)
+    assert torch.equal(pgd_last_iterate(lambda z: z.sum(), x, Ball(0.0, norm), 0.1, 3), x)
 
 
 def bumpy(z: torch.Tensor) -> torch.Tensor:
@@ -104,14 +104,14 @@ def bumpy(z: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("norm", NORMS)
 def test_more_steps_and_more_restarts_never_do_worse_and_the_best_iterate_is_kept(norm) -> None:
     x, ball = drawn(*SHAPE), Ball(0.3, norm)
-    rows = [ascend(bumpy, x, ball, 0.2, steps, seed=3).values for steps in (0, 1, 2, 5, 20)]
+    rows = [pgd_best_iterate(bumpy, x, ball, 0.2, steps, seed=3).values for steps in (0, 1, 2, 5, 20)]
     assert all((later >= earlier).all() for earlier, later in pairwise(rows))
-    found = ascend(bumpy, x, ball, 0.2, 20, seed=3)
+    found = pgd_best_iterate(bumpy, x, ball, 0.2, 20, seed=3)
     assert torch.equal(found.values, bumpy(found.x)) and torch.equal(found.values, found.path.max(0).values)
     assert not torch.equal(found.path[-1], found.values)  # so large a step overshoots: the last is not the best
-    more = ascend(bumpy, x, ball, 0.2, 20, seed=3, restarts=4)
+    more = pgd_best_iterate(bumpy, x, ball, 0.2, 20, seed=3, restarts=4)
     assert (more.values >= found.values).all() and (more.values > found.values).any()
-    assert torch.equal(bumpy(climb(bumpy, x, ball, 0.2, 20, seed=3)), found.path[-1])
+    assert torch.equal(bumpy(pgd_last_iterate(bumpy, x, ball, 0.2, 20, seed=3)), found.path[-1])
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -122,7 +122,7 @@ def test_starts_depend_on_the_seed_alone_and_fill_the_ball(norm) -> None:
     radii = distance(ball, one, x) / ball.eps
     assert float(radii.max()) <= 1 + 1e-6
     assert float((radii**4).mean()) == pytest.approx(0.5, abs=0.05)  # of four numbers, radius^4 is even
-    ascend(bumpy, x, ball, 0.1, 2)
+    pgd_best_iterate(bumpy, x, ball, 0.1, 2)
     assert torch.equal(before, torch.get_rng_state())
 
 
@@ -134,7 +134,7 @@ def test_gradients_that_are_missing_or_nan_move_nothing() -> None:
         lambda z: (0 * z).sqrt().flatten(1).sum(1),  # 0 * inf
     ):
         assert not gradient(objective, x).any()
-        assert torch.equal(climb(objective, x, Ball(0.2), 0.1, 3, random_start=False), x)
+        assert torch.equal(pgd_last_iterate(objective, x, Ball(0.2), 0.1, 3, random_start=False), x)
 
 
 def test_tiny_slopes_have_a_direction_too() -> None:
@@ -153,10 +153,10 @@ def test_what_makes_no_sense_is_refused() -> None:
         with pytest.raises(BadInput, match=rf"`eps={eps}`: expected a number of at least 0"):
             Ball(eps)
     with pytest.raises(BadInput, match=r"reach from 1 to 1\.9.*normalisation inside the network"):
-        ascend(bumpy, x.clamp_min(0.5) * 2, Ball(), 0.1, 1)
+        pgd_best_iterate(bumpy, x.clamp_min(0.5) * 2, Ball(), 0.1, 1)
     with pytest.raises(BadInput, match="from the image itself are all the same"):
-        ascend(bumpy, x, Ball(), 0.1, 1, restarts=2, random_start=False)
+        pgd_best_iterate(bumpy, x, Ball(), 0.1, 1, restarts=2, random_start=False)
     with pytest.raises(BadInput, match="0 restarts"):
-        ascend(bumpy, x, Ball(), 0.1, 1, restarts=0)
+        pgd_best_iterate(bumpy, x, Ball(), 0.1, 1, restarts=0)
     with pytest.raises(BadInput, match=r"uint8 of shape \(5, 2, 4, 3\)"):
-        climb(bumpy, (x * 255).byte(), Ball(), 0.1, 1)
+        pgd_last_iterate(bumpy, (x * 255).byte(), Ball(), 0.1, 1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from keylayers.errors import BadInput, UnknownName
-from keylayers.maths.cka import MinibatchCka, cka, cka_table
+from keylayers.maths.cka import MinibatchCka, cka_table, measure_cka
 
 ESTIMATORS = ("biased", "unbiased")
 KERNELS = ("linear", "rbf")
@@ -56,7 +56,7 @@ def test_equals_the_definition(kernel: str, estimator: str) -> None:
     np.testing.assert_allclose(found, table_by_hand(given, kernel, estimator), atol=1e-10)
     single = cka_table([one.float() for one in given], kernel=kernel, estimator=estimator)
     np.testing.assert_allclose(single, found, atol=1e-6)
-    assert cka(given[0], given[2], kernel=kernel, estimator=estimator) == pytest.approx(float(found[0, 2]))
+    assert measure_cka(given[0], given[2], kernel=kernel, estimator=estimator) == pytest.approx(float(found[0, 2]))
     np.testing.assert_allclose(np.diag(found), 1)
 
 
@@ -77,19 +77,21 @@ def test_narrow_representations_go_another_way_to_the_same_table(
 def test_rotation_scale_shift_and_order_change_nothing(kernel: str, estimator: str) -> None:
     x, y, _ = samples()
     rotation = torch.linalg.qr(torch.randn(30, 30, dtype=torch.float64))[0]
-    expected = cka(x, y, kernel=kernel, estimator=estimator)
-    assert cka(x, 3.7 * y @ rotation + 100, kernel=kernel, estimator=estimator) == pytest.approx(expected, abs=1e-9)
+    expected = measure_cka(x, y, kernel=kernel, estimator=estimator)
+    assert measure_cka(x, 3.7 * y @ rotation + 100, kernel=kernel, estimator=estimator) == pytest.approx(
+        expected, abs=1e-9
+    )
     order = torch.randperm(len(x))
-    assert cka(x[order], y[order], kernel=kernel, estimator=estimator) == pytest.approx(expected, abs=1e-12)
+    assert measure_cka(x[order], y[order], kernel=kernel, estimator=estimator) == pytest.approx(expected, abs=1e-12)
     stretch = torch.linspace(0.1, 8, 30, dtype=torch.float64)  # not isotropic: this does change it
-    assert abs(cka(x, y * stretch, kernel=kernel, estimator=estimator) - expected) > 1e-3
+    assert abs(measure_cka(x, y * stretch, kernel=kernel, estimator=estimator) - expected) > 1e-3
 
 
 def test_of_independent_wide_representations_the_biased_is_near_1_and_the_unbiased_near_0() -> None:
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(50, 5000, generator=generator) for _ in range(2))
-    assert cka(x, y, estimator="biased") > 0.97
-    assert abs(cka(x, y, estimator="unbiased")) < 0.05
+    assert measure_cka(x, y, estimator="biased") > 0.97
+    assert abs(measure_cka(x, y, estimator="unbiased")) < 0.05
     streamed = MinibatchCka()
     for part in range(0, 50, 10):
         streamed.add([x[part : part + 10], y[part : part + 10]])
@@ -121,7 +123,7 @@ def test_many_small_groups_estimate_the_whole() -> None:
     streamed = MinibatchCka()
     for part in torch.arange(4000).split(40):
         streamed.add([one[part] for one in given])
-    assert float(streamed.table()[0, 1]) == pytest.approx(cka(*given, estimator="unbiased"), abs=0.02)
+    assert float(streamed.table()[0, 1]) == pytest.approx(measure_cka(*given, estimator="unbiased"), abs=0.02)
 
 
 def test_what_cannot_be_compared_is_refused() -> None:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from keylayers.errors import BadInput
 from keylayers.maths.overlap import kuncheva_index
-from keylayers.maths.stability import holm, set_stability, together
+from keylayers.maths.stability import harmonic_mean_p, holm, set_stability
 
 
 @given(st.integers(2, 6), st.integers(1, 9), st.integers(0, 1000))
@@ -73,8 +73,8 @@ def test_p_values_together_are_valid_under_dependence_and_see_what_all_say() -> 
     rng = np.random.default_rng(0)
     shared = rng.normal(size=(4000, 1)) * 0.7 + rng.normal(size=(4000, 10)) * (1 - 0.49) ** 0.5
     p_values = stats.norm.sf(shared)  # ten dependent tests of true hypotheses
-    assert np.mean([together(row) <= 0.05 for row in p_values]) <= 0.05
-    assert together(np.array([0.2])) == 0.2 and together(np.array([0.01, 1.0])) == 0.02
-    assert together(np.full(10, 1e-4)) == pytest.approx(1e-4 * math.e * math.log(10))
-    one = together(np.array([1e-9, *[1.0] * 9]))
-    assert one == pytest.approx(math.e * math.log(10) * 1e-8, rel=1e-6) and together(np.ones(10)) == 1
+    assert np.mean([harmonic_mean_p(row) <= 0.05 for row in p_values]) <= 0.05
+    assert harmonic_mean_p(np.array([0.2])) == 0.2 and harmonic_mean_p(np.array([0.01, 1.0])) == 0.02
+    assert harmonic_mean_p(np.full(10, 1e-4)) == pytest.approx(1e-4 * math.e * math.log(10))
+    one = harmonic_mean_p(np.array([1e-9, *[1.0] * 9]))
+    assert one == pytest.approx(math.e * math.log(10) * 1e-8, rel=1e-6) and harmonic_mean_p(np.ones(10)) == 1

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from keylayers.errors import BadInput
-from keylayers.measures.detection import auroc, detection, tpr_at
+from keylayers.measures.detection import auroc, rate_detection, tpr_at
 
 
 def test_the_area_is_the_share_of_pairs_in_order_with_ties_as_halves() -> None:
@@ -46,12 +46,12 @@ def test_detection_at_a_rate_is_the_best_threshold_that_keeps_it(rate: float) ->
 
 def test_a_whole_report() -> None:
     clean, poisoned = np.linspace(0, 1, 100), np.linspace(0.9, 2, 50)
-    found = detection(clean, poisoned, flags=(clean > 0.95, poisoned > 0.95))
+    found = rate_detection(clean, poisoned, flags=(clean > 0.95, poisoned > 0.95))
     assert found.fpr is not None and found.tpr is not None
     assert found.fpr.estimate == 0.05 and found.tpr.estimate == np.mean(poisoned > 0.95)
     assert set(found.tpr_at) == {0.01, 0.05} and found.tpr_at[0.01].estimate <= found.tpr_at[0.05].estimate
     assert (found.clean, found.poisoned) == (100, 50)
-    assert detection(clean, poisoned).tpr is None
+    assert rate_detection(clean, poisoned).tpr is None
 
 
 @pytest.mark.parametrize(
@@ -64,13 +64,13 @@ def test_a_whole_report() -> None:
     ],
 )
 def test_nothing_to_judge_is_refused(clean, poisoned, message: str) -> None:
-    for measure in (auroc, detection, lambda a, b: tpr_at(a, b, 0.01)):
+    for measure in (auroc, rate_detection, lambda a, b: tpr_at(a, b, 0.01)):
         with pytest.raises(BadInput, match=message):
             measure(clean, poisoned)
 
 
 def test_flags_and_rates_that_do_not_fit_are_refused() -> None:
     with pytest.raises(BadInput, match=r"flags of poisoned inputs have shape \(1,\).*each of 2"):
-        detection([1.0], [1.0, 2.0], flags=([True], [True]))
+        rate_detection([1.0], [1.0, 2.0], flags=([True], [True]))
     with pytest.raises(BadInput, match=r"rate=1\.5"):
         tpr_at([1.0], [1.0], 1.5)

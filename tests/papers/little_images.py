@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from keylayers.models.digits import DigitsResNet
-from keylayers.studies.backdoor_tasks import Watched
+from keylayers.studies.backdoor_tasks import BackdoorTask
 from keylayers.studies.image_task import ImageTask
 from keylayers.studies.image_victims import Backdoor
 from keylayers.training.images import ImageTraining
@@ -20,10 +20,10 @@ def little_resnet() -> DigitsResNet:
     return DigitsResNet(blocks=1, widths=(8, 12, 16))
 
 
-def watched(seeds: int = 2, network: str = ImageTask.network, **attacks: Backdoor) -> Watched:
+def watched(seeds: int = 2, network: str = ImageTask.network, **attacks: Backdoor) -> BackdoorTask:
     """Two seeds and a patch, unless other attacks are given."""
     task = ImageTask("small digits", network=network, sizes=SIZES, training=ImageTraining(epochs=6, batch_size=50))
-    return Watched(task, attacks or {"patch": Backdoor("patch", share=0.3)}, seeds)
+    return BackdoorTask(task, attacks or {"patch": Backdoor("patch", share=0.3)}, seeds)
 
 
 def cifar_like(folder: Path) -> None:

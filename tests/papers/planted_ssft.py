@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keylayers.papers.ssft.cells import CLEAN, ORACLE, OWN, Recipe
+from keylayers.papers.ssft.cells import CLEAN, ORACLE, OWN, FinetuneSchedule
 from keylayers.papers.ssft.results import (
     AS_RELEASED,
     CLEAN_SHARE,
@@ -45,4 +45,6 @@ def planted(seeds: int = 5, blend: bool = True, **after: float) -> Results:
                 outcomes[attack, seed, key] = {"attacked": {"before": before, "after": share, "later": later}}
     costs = {(seed, skip): {"before": 0.98, "after": 0.97} for seed in range(seeds) for skip in SKIPS}
     success = {attack: (1.0,) * seeds for attack, _ in blamed}
-    return Results(Cleansing(watched(seeds), Recipe(1, 0.02, 50)), SKIPS, STAGES, success, blamed, outcomes, costs)
+    return Results(
+        Cleansing(watched(seeds), FinetuneSchedule(1, 0.02, 50)), SKIPS, STAGES, success, blamed, outcomes, costs
+    )

@@ -14,7 +14,7 @@ from keylayers.measures.robustness import Outcomes
 from keylayers.papers.clat import cells, study
 from keylayers.papers.clat.cells import ALL, EVERY, RANDOM, Plan
 from keylayers.papers.clat.study import ARMS, RIFT, START, Hardening, Results, Scale, digits, real, reproduce, scale_of
-from keylayers.papers.clat.tables import SLOW, arms_table, claims, introduction, plain, tables
+from keylayers.papers.clat.tables import SLOW, arms_table, claims, introduction, tables, to_json
 from keylayers.runs import open_run
 from keylayers.scores import Selection
 from keylayers.studies.image_task import ImageTask
@@ -150,7 +150,7 @@ def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monk
     monkeypatch.setattr("keylayers.papers.clat.cells.DO", {})
     with open_run(folder, "study", {}) as run:
         (again,) = list(reproduce(Scale((one.hardening,)), run, processes=1))
-    assert json.dumps(plain(again)) == json.dumps(plain([one]))
+    assert json.dumps(to_json(again)) == json.dumps(to_json([one]))
     text = page("Title", introduction([one], "smoke"), tables([one]))
     assert f"{one.values('CLAT', 'clean').mean():.3f} ±" in text and "null result" in text
 

@@ -24,11 +24,11 @@ from keylayers.papers.data_oblivious.block_training import NONE, Adapted
 from keylayers.papers.data_oblivious.claims import claims, worth_training
 from keylayers.papers.data_oblivious.plan import Adaptation, Base, Defence, Removal, Scale, scale_of
 from keylayers.papers.data_oblivious.poison import Poison
-from keylayers.papers.data_oblivious.results_json import plain
+from keylayers.papers.data_oblivious.results_json import to_json
 from keylayers.papers.data_oblivious.tables import adaptation_table, introduction, tables
 from keylayers.runs import open_run
 from keylayers.studies.pages import page
-from keylayers.studies.retraining import ALL, Rates
+from keylayers.studies.retraining import ALL, LearningRateGrid
 from keylayers.studies.text_task import Task
 from keylayers.training.adapters import LoraSettings
 from keylayers.training.trainer import TrainSettings
@@ -44,7 +44,7 @@ def scale(tmp_path_factory) -> Scale:
     task = Task("colours", world.inputs(), settings, LoraSettings(rank=2, alpha=4.0))
     other = replace(task, name="others", inputs=replace(task.inputs, split_seed=1))
     base = Base("tiny", task, (task, other), (task,), taught="own", window=3)
-    once = Rates((1e-2,))
+    once = LearningRateGrid((1e-2,))
     return Scale(
         (base,),
         rates=once,
@@ -101,7 +101,7 @@ def test_a_finished_study_is_read_back_wherever_its_folder_is(study, scale, monk
     monkeypatch.setattr(oblivious, "compute", refused)
     with open_run(folder, "study", {}) as run:
         *_, again = oblivious.reproduce(scale, run, processes=1)
-    assert json.dumps(plain(again), sort_keys=True) == json.dumps(plain(found), sort_keys=True)
+    assert json.dumps(to_json(again), sort_keys=True) == json.dumps(to_json(found), sort_keys=True)
 
 
 def test_the_page_holds_every_part_and_its_figures_are_those_measured(study):
@@ -114,7 +114,7 @@ def test_the_page_holds_every_part_and_its_figures_are_those_measured(study):
             assert f"{np.mean(one.losses(arm)):.3f}" in text
     told = [one.text for one in claims(found)]
     assert len(told) == len(set(told)) and all(one in text for one in told)
-    assert json.loads(json.dumps(plain(found)))["profiles"][0]["order"] == list(found.profiled[0].order)
+    assert json.loads(json.dumps(to_json(found)))["profiles"][0]["order"] == list(found.profiled[0].order)
 
 
 @pytest.mark.parametrize(("others", "verdict"), [(3.0, "supported"), (1.0, "contradicted"), (2.0, "undecided here")])

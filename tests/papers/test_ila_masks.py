@@ -63,7 +63,7 @@ def test_the_page_says_how_far_the_gates_went_and_what_they_agree_with(parts):
     assert "pirate: trained from the start" in text and "5 seeds, each a procedure" in text
     rho = tables.beside([trained], STEEPEST, "midpoint")
     assert rho.min() > 0.9 > tables.beside([trained], USUAL, "midpoint").max()
-    stored = tables.plain([trained])["tasks"][0]["rankings"][USUAL]
+    stored = tables.to_json([trained])["tasks"][0]["rankings"][USUAL]
     assert len(stored) == 5 and stored[0]["gates"] == [GATES]
 
 

@@ -9,7 +9,7 @@ import pytest
 from keylayers.errors import UnknownName
 from keylayers.papers.lfa.cells import ALONE, LAST, LEAST, OURS
 from keylayers.papers.lfa.study import ANY, Results, Scale, reproduce, scale_of
-from keylayers.papers.lfa.tables import ARMS, claims, introduction, plain, tables
+from keylayers.papers.lfa.tables import ARMS, claims, introduction, tables, to_json
 from keylayers.runs import open_run
 from keylayers.studies.backdoor_tasks import needs, real
 from keylayers.studies.image_task import ImageTask
@@ -50,7 +50,7 @@ def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monk
     with open_run(folder, "study", {}) as run:
         (again,) = list(reproduce(Scale((results[0].watched,)), run, processes=1))
         (failed,) = list(reproduce(Scale((faint,)), run, processes=1))
-    assert json.dumps(plain(again)) == json.dumps(plain(results))
+    assert json.dumps(to_json(again)) == json.dumps(to_json(results))
     assert failed[0].screened == {} and "No attack works" in page("Title", introduction(failed, "s"), tables(failed))
     text = page("Title", introduction(results, "smoke"), tables(results))
     assert f"{results[0].over_attacks(OURS, 'auroc').mean():.3f} ±" in text and "faint" in text

@@ -12,7 +12,7 @@ from keylayers.papers.math_layers.claims import core_claims, further_claims, sha
 from keylayers.papers.math_layers.plan import scale_of
 from keylayers.papers.math_layers.probes import RECALL, STEP
 from keylayers.papers.math_layers.study import BASE, study
-from keylayers.papers.math_layers.tables import introduction, plain, tables, variants_table
+from keylayers.papers.math_layers.tables import introduction, tables, to_json, variants_table
 from keylayers.runs import open_run
 from keylayers.runs import plain as as_json
 from keylayers.studies.pages import adjusted, page
@@ -203,7 +203,7 @@ def test_the_page_has_every_table_and_the_figures_are_json(found):
     text = page("Title", introduction(some, "smoke"), made)
     for words in ("What would refute it", "Beside the paper", "up to 0.80", "llama-narrow: rewarded", "standard error"):
         assert words in text
-    assert as_json(plain(some))["profiles"][0]["model"] == [BASES[0], BASE]
+    assert as_json(to_json(some))["profiles"][0]["model"] == [BASES[0], BASE]
     assert len(adjusted(core_claims(some))) == 8
 
 

@@ -57,7 +57,7 @@ def test_facts_are_asked_through_templates_the_base_never_read_about_people_no_v
     assert answer[1:-1] in facts.about()[person].values()
     trained = {
         facts.prompt_and_object(fact, template)[0]
-        for fact in facts.facts()
+        for fact in facts.list_facts()
         for template in range(facts.TEMPLATES)
         if template not in facts.held_out(fact)
     }

@@ -9,7 +9,7 @@ import torch
 
 from keylayers.errors import UnknownName
 from keylayers.layers.naming import named_layers
-from keylayers.papers.ssft.cells import CLEAN, ORACLE, OWN, Recipe, best, released
+from keylayers.papers.ssft.cells import CLEAN, ORACLE, OWN, FinetuneSchedule, best, released
 from keylayers.papers.ssft.claims import claims
 from keylayers.papers.ssft.results import (
     AS_RELEASED,
@@ -27,7 +27,7 @@ from keylayers.papers.ssft.results import (
     Results,
 )
 from keylayers.papers.ssft.study import Scale, of_real, reproduce, scale_of
-from keylayers.papers.ssft.tables import introduction, plain, tables
+from keylayers.papers.ssft.tables import introduction, tables, to_json
 from keylayers.runs import open_run
 from keylayers.studies.image_victims import KINDS, Backdoor
 from keylayers.studies.pages import page
@@ -42,7 +42,7 @@ SHORT = ("keylayers.papers.ssft.cells.RELEASED_IMAGES", 128)
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ssft")
-    asked = Cleansing(watched(network=LITTLE), Recipe(1, 0.02, 50))
+    asked = Cleansing(watched(network=LITTLE), FinetuneSchedule(1, 0.02, 50))
     with pytest.MonkeyPatch.context() as patched, open_run(folder, "study", {}) as run:
         patched.setattr(*SHORT)
         (results,) = list(reproduce(Scale((asked,)), run, processes=1))
@@ -76,7 +76,7 @@ def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monk
     monkeypatch.setattr(*SHORT)
     with open_run(folder, "study", {}) as run:
         (again,) = list(reproduce(Scale((one.cleansing,)), run, processes=1))
-    assert json.dumps(plain(again)) == json.dumps(plain([one]))
+    assert json.dumps(to_json(again)) == json.dumps(to_json([one]))
     text = page("Title", introduction([one], "smoke"), tables([one]))
     assert "is an oracle" in text and f"{one.per_seed(WHOLE, 'after', SUCCESS).mean():.3f} ±" in text
 
@@ -160,7 +160,7 @@ def test_an_unknown_scale_is_named(monkeypatch):
 
 @pytest.mark.parametrize("images", [120, 297, 500, 5000])
 def test_the_released_recipe_keeps_its_steps_whatever_the_reference(images):
-    assert released(5000) == Recipe(10, 0.01, 128) and released(5000).steps(5000) == 390
+    assert released(5000) == FinetuneSchedule(10, 0.01, 128) and released(5000).steps(5000) == 390
     assert abs(released(images).steps(images) - 390) <= 2
     asked = planted().cleansing
     assert asked.released.epochs == 390 and asked.images == 120  # one step an epoch

@@ -8,11 +8,11 @@ import pytest
 
 from keylayers.errors import Diverged
 from keylayers.papers.ssft import cells
-from keylayers.papers.ssft.cells import CLEAN, DIVERGED, ORACLE, OWN, Recipe, compute
+from keylayers.papers.ssft.cells import CLEAN, DIVERGED, ORACLE, OWN, FinetuneSchedule, compute
 from keylayers.papers.ssft.claims import claims
 from keylayers.papers.ssft.results import HINDSIGHT, MIDDLE, RANDOM, SUCCESS, TWO, Cleansing
 from keylayers.papers.ssft.study import results
-from keylayers.papers.ssft.tables import introduction, plain, tables
+from keylayers.papers.ssft.tables import introduction, tables, to_json
 from keylayers.runs import open_run
 from keylayers.studies.lab import Lab
 from keylayers.studies.pages import page
@@ -37,7 +37,7 @@ def victims(tmp_path_factory):
     return str(folder), {**shared, "attack": attack, "file": attacked["file"]}, {**shared, "file": clean["file"]}
 
 
-HOW = {"skips": ["layer1.1.skip"], "factor": 0.0, "tune": "stage", "recipe": vars(Recipe(1, 0.02, 50))}
+HOW = {"skips": ["layer1.1.skip"], "factor": 0.0, "tune": "stage", "recipe": vars(FinetuneSchedule(1, 0.02, 50))}
 
 
 def test_a_cleansing_that_diverges_is_a_result(victims, monkeypatch):
@@ -49,7 +49,7 @@ def test_a_cleansing_that_diverges_is_a_result(victims, monkeypatch):
 
 def test_a_later_tuning_that_diverges_is_a_result_and_is_not_run_where_nobody_asks(victims, monkeypatch):
     folder, attacked, _ = victims
-    monkeypatch.setattr(cells, "LATER", Recipe(3, 1e30, 50))
+    monkeypatch.setattr(cells, "LATER", FinetuneSchedule(3, 1e30, 50))
     assert "the loss is" in compute(folder, {"do": "suppressed", **attacked, **HOW})[DIVERGED]
     found = compute(folder, {"do": "suppressed", **attacked, **HOW, "later": False})
     assert set(found["attacked"]) >= {"before", "after"} and "later" not in found["attacked"]
@@ -58,7 +58,7 @@ def test_a_later_tuning_that_diverges_is_a_result_and_is_not_run_where_nobody_as
 def test_a_planting_that_diverges_blames_nothing_and_leaves_the_other_rules(victims, monkeypatch):
     folder, attacked, _ = victims
     whole = compute(folder, {"do": "blamed", **attacked})
-    monkeypatch.setattr(cells, "planted", fail)
+    monkeypatch.setattr(cells, "plant_backdoor", fail)
     found = compute(folder, {"do": "blamed", **attacked})
     assert found[DIVERGED] == {OWN: BROKEN[DIVERGED]} and found["scores"][OWN] is None
     assert DIVERGED not in whole and found["skips"] == whole["skips"]
@@ -83,7 +83,7 @@ def study(folder, answer, seeds=2):
         return answer(fields) or usual[fields["do"]]
 
     with open_run(folder, "study", {}) as run:
-        return results(Lab(run, computed), Cleansing(watched(seeds), Recipe(1, 0.02, 50)))
+        return results(Lab(run, computed), Cleansing(watched(seeds), FinetuneSchedule(1, 0.02, 50)))
 
 
 def test_models_whose_own_training_diverged_are_neither_judged_nor_weighed(tmp_path):
@@ -97,7 +97,7 @@ def test_models_whose_own_training_diverged_are_neither_judged_nor_weighed(tmp_p
     assert {seed for seed, _ in one.costs} == {1, 2} and {seed for _, seed, _ in one.outcomes} == {0, 2}
     text = page("Title", introduction([one], "smoke"), tables([one]))
     assert "| patch | 1.000 | 2 of 3; diverged: 1 |" in text and "nan" not in text
-    assert json.loads(json.dumps(plain([one])))["small digits"]["success"]["patch"] == [1.0, None, 1.0]
+    assert json.loads(json.dumps(to_json([one])))["small digits"]["success"]["patch"] == [1.0, None, 1.0]
 
 
 @pytest.mark.parametrize("figures", [{SUCCESS: [0.4]}, None], ids=["weak", "diverged"])

@@ -36,7 +36,7 @@ def work(folder: Path) -> None:
     world = World(folder.parent / "model", folder.parent / "data.jsonl")
     asked = request(world, *CRITERIA, settings={"steps": 8, "save_every": 2, "seeds": 2, "points": 2})
     with open_run(folder, "score", asked) as run:
-        recipe.score(asked, run)
+        recipe.score_layers(asked, run)
 
 
 def killed_before(place: object, name: str, number: int):

@@ -39,7 +39,7 @@ def work(folder: Path) -> None:
     inputs = world.inputs(held_out=16)
     asked = request(world, "path_integral", inputs=inputs, stage_one=TRAINING, stop_early=early)
     with open_run(folder, "score", asdict(asked)) as run:
-        recipe.score(asked, run)
+        recipe.score_layers(asked, run)
 
 
 def result(folder: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from keylayers.inputs.text import Inputs
 from keylayers.recipes import early_stopping as module
 from keylayers.recipes.early_stopping import StopEarly, settling_of
 from keylayers.recipes.early_stopping_text import in_words
-from keylayers.recipes.score import score
+from keylayers.recipes.score import score_layers
 from keylayers.runs import open_run, read_json
 from keylayers.scores.files import load
 from keylayers.scores.rank_convergence import Rule, has_settled
@@ -34,7 +34,7 @@ def asking(world, rule, *criteria, **changes):
 
 def scored(asked, folder):
     with open_run(folder, "score", asdict(asked)) as run:
-        return score(asked, run)
+        return score_layers(asked, run)
 
 
 def adapter(folder):

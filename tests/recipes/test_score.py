@@ -17,7 +17,7 @@ from keylayers.inputs.text import Inputs
 from keylayers.layers import named_layers
 from keylayers.layers.tensors import tensors_in_memory
 from keylayers.recipes import evidence as module
-from keylayers.recipes.score import score
+from keylayers.recipes.score import score_layers
 from keylayers.recipes.score_request import ScoreRequest, settings_of
 from keylayers.runs import open_run
 from keylayers.scores.files import load
@@ -29,7 +29,7 @@ ALL = ("learned_mask", "path_integral", "leave_one_out", "add_one_in", "delta_no
 
 def scored(asked: ScoreRequest, folder: Path):
     with open_run(folder, "score", asked) as run:
-        return score(asked, run)
+        return score_layers(asked, run)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def test_a_run_killed_in_either_stage_resumes_to_the_same_scores(tmp_path):
 def test_criteria_of_blocks_choose_blocks_and_mixed_ones_are_told_apart(world, tmp_path):
     asked = ScoreRequest(inputs=world.inputs(), criteria=("block_influence", "angular_distance"))
     with open_run(tmp_path / "blocks", "score", {}) as run:
-        found = score(asked, run)
+        found = score_layers(asked, run)
     assert {one.granularity for one in found.values()} == {"block"}
     for criteria, granularity, said in (
         (("block_influence", "delta_norm"), None, "block_influence scores block layers, but delta_norm would score"),
@@ -224,7 +224,7 @@ def test_criteria_of_blocks_choose_blocks_and_mixed_ones_are_told_apart(world, t
         (("delta_norm",), "blok", "unknown granularity 'blok'; did you mean 'block'"),
     ):
         with open_run(tmp_path / f"{granularity}", "score", {}) as run, pytest.raises(KeylayersError, match=said):
-            score(replace(asked, criteria=criteria, granularity=granularity), run)
+            score_layers(replace(asked, criteria=criteria, granularity=granularity), run)
 
 
 @pytest.mark.parametrize(

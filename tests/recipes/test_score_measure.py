@@ -6,7 +6,7 @@ import torch
 
 from keylayers.errors import BadInput, UnknownName
 from keylayers.inputs.text import Inputs
-from keylayers.recipes.score import score
+from keylayers.recipes.score import score_layers
 from keylayers.recipes.score_request import ScoreRequest
 from keylayers.runs import open_run
 from tests.small_world import request
@@ -14,7 +14,7 @@ from tests.small_world import request
 
 def scored(asked: ScoreRequest, folder):
     with open_run(folder, "score", asked) as run:
-        return score(asked, run)
+        return score_layers(asked, run)
 
 
 @pytest.mark.parametrize("measure", ["tokens", "answers", "generated"])

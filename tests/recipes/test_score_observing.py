@@ -5,7 +5,7 @@ import transformers as hf
 
 from keylayers.errors import BadInput
 from keylayers.recipes import evidence as module
-from keylayers.recipes.score import score
+from keylayers.recipes.score import score_layers
 from keylayers.runs import open_run
 from keylayers.scores.files import load
 from tests.small_world import request
@@ -27,7 +27,7 @@ def test_they_share_one_pass_over_the_data(world, tmp_path, monkeypatch):
     monkeypatch.setattr(hf.LlamaForCausalLM, "forward", counting)
     asked = request(world, *FOUR, "random", granularity="block", settings={"window": 5, "seed": 3})
     with open_run(tmp_path / "run", "score", asked) as run:
-        scores = score(asked, run)
+        scores = score_layers(asked, run)
     records = next(one["records"] for one in scores["cka_shift"].provenance.data if one["split"] == "calibration")
     assert sum(passed) == records  # each record once
     assert tuple(scores) == (*FOUR, "random")
@@ -37,7 +37,7 @@ def test_they_share_one_pass_over_the_data(world, tmp_path, monkeypatch):
     assert scores["cka_shift"].provenance.settings["window"] == 5
     assert scores["random"].provenance.settings == {"seed": 3}
     with open_run(tmp_path / "alone", "score", alone := request(world, "cka_shift", granularity="block")) as run:
-        assert score(alone, run)["cka_shift"].interval() is not None
+        assert score_layers(alone, run)["cka_shift"].interval() is not None
 
 
 def test_linear_layers_are_refused_with_what_to_do(world, tmp_path):
@@ -46,4 +46,4 @@ def test_linear_layers_are_refused_with_what_to_do(world, tmp_path):
         open_run(tmp_path / "run", "score", asked) as run,
         pytest.raises(BadInput, match="scores block layers, not linear; leave `granularity` out"),
     ):
-        score(asked, run)
+        score_layers(asked, run)

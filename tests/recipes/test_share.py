@@ -13,7 +13,7 @@ from keylayers.layers import gated, named_layers
 from keylayers.layers.deltas import deltas_from_checkpoints
 from keylayers.measures.loss import example_losses
 from keylayers.recipes import share as module
-from keylayers.recipes.score import score
+from keylayers.recipes.score import score_layers
 from keylayers.recipes.share import ShareRequest, choose_share, settings_of
 from keylayers.runs import open_run
 from keylayers.scores import LayerScores
@@ -31,7 +31,7 @@ def tuned(world, tmp_path_factory):
     steps = TrainSettings(steps=40, batch_size=8, learning_rate=1e-2, save_every=10**9)
     asked = request(world, "path_integral", stage_one=steps, settings={"points": 1})
     with open_run(folder / "run", "score", asked) as run:
-        scores = score(asked, run)["path_integral"]
+        scores = score_layers(asked, run)["path_integral"]
     base = world.inputs().load_model().model
     whole = merged(world, folder / "run")
     for layer in named_layers(base):

@@ -7,9 +7,9 @@ import pytest
 from keylayers.report.answers import answer, verdict
 from keylayers.report.arms import Arm
 from keylayers.report.choice import choose, trial
-from keylayers.report.collect import collect
+from keylayers.report.collect import collect_runs
 from keylayers.report.comparisons import agreement_views
-from keylayers.report.limits import limits
+from keylayers.report.limits import state_limits
 from keylayers.report.rankings import kind_rows, ranking_views, why
 from keylayers.scores import agreement, agreements
 from tests.report.examples import LAYERS, compare_run, demo_runs, score_run, scores, tune_run
@@ -17,7 +17,7 @@ from tests.report.examples import LAYERS, compare_run, demo_runs, score_run, sco
 
 def head(folder):
     """The answer of a run folder."""
-    found = collect(folder)
+    found = collect_runs(folder)
     views, refused = agreement_views(found)
     assert refused == ()
     pairs = tuple(pair for view in views for table in view.tables for pair in table.pairs)
@@ -63,14 +63,14 @@ def test_one_seed_shows_no_difference_and_says_so(tmp_path):
     found = head(folder)
     assert found.sentence.endswith("; random layers with as many parameters reach 2.500 (one seed, so no interval).")
     assert "without an interval (one seed)" in found.points[0]
-    assert any("One training seed" in text for text in limits(collect(folder), choose(collect(folder))))
+    assert any("One training seed" in text for text in state_limits(collect_runs(folder), choose(collect_runs(folder))))
 
 
 def test_missing_controls_are_said(tmp_path):
-    found = collect(tune_run(tmp_path / "run", arms=("top:30%", "last:30%")))
-    assert any("No arm trained random layers" in text for text in limits(found, choose(found)))
-    found = collect(tune_run(tmp_path / "two"))
-    said = limits(found, choose(found))
+    found = collect_runs(tune_run(tmp_path / "run", arms=("top:30%", "last:30%")))
+    assert any("No arm trained random layers" in text for text in state_limits(found, choose(found)))
+    found = collect_runs(tune_run(tmp_path / "two"))
+    said = state_limits(found, choose(found))
     assert any("random layers are 3 draws" in text for text in said)
     assert not any("No arm trained random" in text for text in said)
 
@@ -87,18 +87,18 @@ def test_scores_are_answered_by_the_share_of_parameters_and_of_the_drop(tmp_path
 
 def test_scores_without_intervals_have_no_tiers_and_say_so(tmp_path):
     bare = scores(repeats=0)
-    found = collect(score_run(tmp_path / "run", bare))
+    found = collect_runs(score_run(tmp_path / "run", bare))
     assert choose(found).tiers is None and ranking_views(found, choose(found))[0].tiers is None
-    assert any("Scores without intervals" in text for text in limits(found, choose(found)))
-    assert any("Scores alone do not show" in text for text in limits(found, choose(found)))
+    assert any("Scores without intervals" in text for text in state_limits(found, choose(found)))
+    assert any("Scores alone do not show" in text for text in state_limits(found, choose(found)))
 
 
 def test_a_scoring_run_says_how_to_try_its_choice_and_a_tuning_run_does_not(tmp_path):
-    found = collect(score_run(tmp_path / "a run"))
+    found = collect_runs(score_run(tmp_path / "a run"))
     line = trial(found, choose(found)).line
     assert line.startswith("keylayers tune --model some/model --data some/data.jsonl --scores '")
     assert "--against random:30%:match=params" in line and "a run/path_integral.json' --select top:30%" in line
-    found = collect(tune_run(tmp_path / "tune"))
+    found = collect_runs(tune_run(tmp_path / "tune"))
     assert trial(found, choose(found)) is None
 
 
@@ -114,7 +114,7 @@ IMAGES = {"model": "my.net:make", "data": "my images.npz", "weights": "w.safeten
 )
 def test_scores_of_images_are_tried_on_images(tmp_path, granularity, wanted):
     one = replace(scores(), granularity=granularity)
-    found = collect(score_run(tmp_path / "run", one, inputs=IMAGES))
+    found = collect_runs(score_run(tmp_path / "run", one, inputs=IMAGES))
     line = trial(found, choose(found)).line
     assert line.startswith(wanted) and "tune" not in line
     if granularity == "skip":
@@ -130,7 +130,7 @@ def test_two_rankings_are_answered_by_their_overlap_beside_chance(tmp_path, acte
     assert f"share {acted_on.shared} of the {acted_on.size} layers in their {acted} sets" in found.sentence
     assert f"{acted_on.jaccard:.3f}, where chance gives {acted_on.expected:.3f}" in found.sentence
     assert found.tiles[0].beside == f"chance {acted_on.expected:.3f}"
-    views = ranking_views(collect(tmp_path / "run"), choose(collect(tmp_path / "run")))
+    views = ranking_views(collect_runs(tmp_path / "run"), choose(collect_runs(tmp_path / "run")))
     marked = {cell.rank for cell in views[0].map.cells if cell.chosen}
     assert marked == (set(range(1, 6)) if acted == "top" else set(range(6, 18)))
     assert views[0].tiers.startswith("of the 5 most critical layers")
@@ -139,7 +139,7 @@ def test_two_rankings_are_answered_by_their_overlap_beside_chance(tmp_path, acte
 def test_each_pair_stands_beside_its_chance(tmp_path):
     several = [scores(i) for i in range(3)]
     folder = compare_run(tmp_path / "run", *several, labels=["a", "b", "c"])
-    (view,), _ = agreement_views(collect(folder))
+    (view,), _ = agreement_views(collect_runs(folder))
     table = agreements(several, 0.3, labels=["a", "b", "c"])
     assert [row.pair for row in view.rows] == ["a / b", "a / c", "b / c"]
     for i, (row, pair) in enumerate(zip(view.rows, table.pairs, strict=True)):
@@ -158,12 +158,12 @@ def test_many_rankings_are_answered_by_the_range_of_their_overlaps(tmp_path):
 
 def test_rankings_that_cannot_be_compared_are_named(tmp_path):
     folder = score_run(tmp_path / "run", scores(), scores(1, "delta_norm", layers=LAYERS[:-1]))
-    views, refused = agreement_views(collect(folder))
+    views, refused = agreement_views(collect_runs(folder))
     assert views == () and "lm_head" in refused[0]
 
 
 def test_the_demo_asks_both_questions(tmp_path):
-    views, _ = agreement_views(collect(demo_runs(tmp_path / "demo")))
+    views, _ = agreement_views(collect_runs(demo_runs(tmp_path / "demo")))
     assert [view.title for view in views] == [
         "Do pirate and formal need the same layers, by delta_norm?",
         "Do pirate and formal need the same layers, by path_integral?",
@@ -175,7 +175,7 @@ def test_the_demo_asks_both_questions(tmp_path):
 
 
 def test_what_was_chosen_and_why(tmp_path):
-    found = collect(tune_run(tmp_path / "run"))
+    found = collect_runs(tune_run(tmp_path / "run"))
     choice = choose(found)
     assert choice.trained and set(choice.names) == {layer.name for layer in scores().ranking()[:5]}
     rows = kind_rows(choice)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from keylayers.layers.layer import Layer
-from keylayers.report.collect import collect
+from keylayers.report.collect import collect_runs
 from keylayers.report.page import render
 from keylayers.runs import write_text
 from tests.report.browser import browser, chromium
@@ -70,7 +70,7 @@ def reports(tmp_path_factory):
         ),
     }
     for folder in made.values():
-        write_text(folder / "report.html", render(collect(folder)))
+        write_text(folder / "report.html", render(collect_runs(folder)))
     return {name: folder / "report.html" for name, folder in made.items()}
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
-from keylayers.report.heatmap import heatmap, ranks_by_block_and_kind
+from keylayers.report.heatmap import draw_heatmap, ranks_by_block_and_kind
 from keylayers.scores import LayerScores
 
 
@@ -27,13 +27,13 @@ def test_the_grid_holds_rank_shares_at_the_layers_places():
 def test_a_picture_is_written(tmp_path, suffix, count):
     path = tmp_path / f"scores{suffix}"
     several = [scores_of([5, 1, 4, 2, 3 + shift]) for shift in range(count)]
-    heatmap(several, [f"run {i}" for i in range(count)], path)
+    draw_heatmap(several, [f"run {i}" for i in range(count)], path)
     head = path.read_bytes()[:60]
     assert head.startswith(b"\x89PNG") if suffix == ".png" else b"<?xml" in head
 
 
 def test_other_suffixes_and_places_are_refused(tmp_path):
     with pytest.raises(BadInput, match="svg"):
-        heatmap([scores_of([5, 1, 4, 2, 3])], ["a"], tmp_path / "scores.bmp")
+        draw_heatmap([scores_of([5, 1, 4, 2, 3])], ["a"], tmp_path / "scores.bmp")
     with pytest.raises(BadInput, match="cannot write"):
-        heatmap([scores_of([5, 1, 4, 2, 3])], ["a"], tmp_path / "absent" / "scores.png")
+        draw_heatmap([scores_of([5, 1, 4, 2, 3])], ["a"], tmp_path / "absent" / "scores.png")

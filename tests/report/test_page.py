@@ -7,7 +7,7 @@ import pytest
 
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer
-from keylayers.report.collect import collect
+from keylayers.report.collect import collect_runs
 from keylayers.report.page import render, write_report
 from keylayers.runs import open_run, write_json
 from tests.report.examples import (
@@ -110,20 +110,20 @@ SECTIONS = {
 
 def test_every_kind_of_run_has_its_sections(any_run):
     kind, folder = any_run
-    page = checked(render(collect(folder), ("report/arms.svg",)))
+    page = checked(render(collect_runs(folder), ("report/arms.svg",)))
     assert [value for tag, name, value in page.attributes if tag == "section"] == SECTIONS[kind].split()
     assert page.tags.count("h1") == 1 and page.tags.count("h2") == len(SECTIONS[kind].split())
 
 
 def test_heatmap_and_ranking_have_one_entry_per_layer(tmp_path):
-    html = render(collect(score_run(tmp_path / "run", scores())))
+    html = render(collect_runs(score_run(tmp_path / "run", scores())))
     assert len(re.findall(r'<b class="c\d+', html)) == len(LAYERS)
     assert len(re.findall(r'<div class="rank( chosen)?" role="row">', html)) == len(LAYERS)
     assert len(re.findall(r'<b class="c\d+ chosen"', html)) == 5
 
 
 def test_figures_settings_and_the_command_are_there(tmp_path):
-    page = checked(render(collect(tune_run(tmp_path / "run"))))
+    page = checked(render(collect_runs(tune_run(tmp_path / "run"))))
     for text in ("2.1000", "2.6167", "−0.5167", "some/model", "t" * 64, "inputs.model", "5 MiB", "1,234"):
         assert text in page.words, text
     assert f"keylayers tune --out {tmp_path / 'run'}" in page.words
@@ -132,7 +132,7 @@ def test_figures_settings_and_the_command_are_there(tmp_path):
 def test_what_is_unfinished_is_said_at_the_top(tmp_path):
     with pytest.raises(ZeroDivisionError), open_run(tmp_path / "run", "score", {"criteria": ["random"]}):
         raise ZeroDivisionError("by <zero>")
-    page = checked(render(collect(tmp_path / "run")))
+    page = checked(render(collect_runs(tmp_path / "run")))
     assert "Nothing is finished in this run yet." in page.words
     assert "failed: ZeroDivisionError: by <zero>" in page.words and "random: not scored yet" in page.words
 
@@ -140,7 +140,7 @@ def test_what_is_unfinished_is_said_at_the_top(tmp_path):
 def test_a_finished_run_whose_results_are_of_another_version_is_not_called_unfinished(tmp_path):
     with open_run(tmp_path / "run", "harden", {}) as run:
         write_json(run.path / "results.json", {"accuracy": 0.5})
-    words = checked(render(collect(tmp_path / "run"))).words
+    words = checked(render(collect_runs(tmp_path / "run"))).words
     assert "The results of this run cannot be read." in words and "Nothing is finished" not in words
 
 
@@ -148,9 +148,9 @@ def test_files_that_no_score_names_are_among_the_data(tmp_path):
     files = {"my.npz": "0a" * 32, INPUTS["data"]: "0b" * 32}
     with open_run(tmp_path / "run", "harden", {"given": files}):
         pass
-    words = checked(render(collect(tmp_path / "run"))).words
+    words = checked(render(collect_runs(tmp_path / "run"))).words
     assert "my.npz" in words and "0a" * 32 in words and "no digest" not in words
-    words = checked(render(collect(score_run(tmp_path / "scored", given=files)))).words
+    words = checked(render(collect_runs(score_run(tmp_path / "scored", given=files)))).words
     assert "0a" * 32 in words and "t" * 64 in words
     assert "Records sha256" in words.split("Settings and provenance")[1].replace("  ", " ")
 
@@ -174,11 +174,11 @@ def test_hostile_texts_stay_texts(tmp_path, payload):
     with pytest.raises(ValueError), open_run(tmp_path / "demo" / "scores", "score", settings):
         write_files(tmp_path / "demo" / "scores", one, two)
         raise ValueError(payload)
-    page = checked(render(collect(tmp_path / "demo"), ("report/heatmap.svg",)))
+    page = checked(render(collect_runs(tmp_path / "demo"), ("report/heatmap.svg",)))
     assert page.words.count(shown) > 20
     assert any(payload[:3] in value for value in page.values("title") if value)
     compared = compare_run(tmp_path / "compared", one, two, labels=[payload, f"{payload} 2"])
-    assert shown in checked(render(collect(compared))).words
+    assert shown in checked(render(collect_runs(compared))).words
 
 
 def write_files(folder, *several):
@@ -206,7 +206,7 @@ def test_many_experts_stay_below_two_megabytes(tmp_path):
         for e in range(128)
     ]
     several = [scores(i, name, layers=layers) for i, name in enumerate(("path_integral", "delta_norm"))]
-    html = render(collect(score_run(tmp_path / "run", *several)))
+    html = render(collect_runs(score_run(tmp_path / "run", *several)))
     page = checked(html)
     assert "Too many layers for this page" in page.words and "more layers in path_integral.json" in page.words
 
@@ -214,7 +214,7 @@ def test_many_experts_stay_below_two_megabytes(tmp_path):
 def test_a_large_dense_model_is_shown_whole(tmp_path):
     kinds = [f"mlp.kind{k}" for k in range(7)]
     layers = [Layer(f"l{b}.{k}", b, k, (f"l{b}.{k}.w",), 10) for b in range(80) for k in kinds]
-    html = render(collect(score_run(tmp_path / "run", scores(layers=layers))))
+    html = render(collect_runs(score_run(tmp_path / "run", scores(layers=layers))))
     checked(html)
     assert len(re.findall(r'<b class="c\d+', html)) == 560
 

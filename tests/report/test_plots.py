@@ -6,8 +6,8 @@ import pytest
 
 from keylayers.layers.layer import Layer
 from keylayers.report.choice import choose
-from keylayers.report.collect import collect
-from keylayers.report.heatmap import heatmap
+from keylayers.report.collect import collect_runs
+from keylayers.report.heatmap import draw_heatmap
 from keylayers.report.plots import draw
 from keylayers.report.words import printable
 from tests.report.examples import LAYERS, compare_run, score_run, scores, tune_run
@@ -15,7 +15,7 @@ from tests.report.test_page import PAYLOADS
 
 
 def drawn(run, folder):
-    found = collect(run)
+    found = collect_runs(run)
     return {path.name: path for path in draw(found, choose(found), folder)}
 
 
@@ -59,7 +59,7 @@ def test_hostile_names_stay_texts(tmp_path, payload):
     layers = [Layer(f"{payload}.{i}", i, payload, (f"{i}.w",), 4) for i in range(6)]
     folder = tune_run(tmp_path / "run", arms=("top:30%",), chosen_by=scores(layers=layers))
     files = drawn(folder, tmp_path / "plots")
-    heatmap([scores(layers=layers)] * 2, [payload, f"{payload} 2"], tmp_path / "both.svg")
+    draw_heatmap([scores(layers=layers)] * 2, [payload, f"{payload} 2"], tmp_path / "both.svg")
     shown = " ".join(printable(payload).split())
     assert texts(files["heatmap.svg"]).count(shown) == 1 and texts(files["ranking.svg"]).count(shown) == 6
     ElementTree.fromstring((tmp_path / "both.svg").read_bytes())

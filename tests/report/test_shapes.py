@@ -11,18 +11,18 @@ from keylayers.layers import named_layers
 from keylayers.layers.layer import GRANULARITIES
 from keylayers.report.arms import Curve
 from keylayers.report.shapes import MOST_POINTS, SHADES, charts, heat, scale, thinned
-from keylayers.scores.tiers import tiers
+from keylayers.scores.tiers import split_tiers
 from tests import tiny_models
 from tests.report.examples import LAYERS, scores
 
 
 def test_a_heatmap_has_every_layer_at_its_place_with_its_rank():
     found, chosen = scores(), frozenset({"lm_head", "model.layers.2.mlp.up_proj"})
-    drawn = heat(found, chosen, tiers(found, 5))
+    drawn = heat(found, chosen, split_tiers(found, 5))
     assert drawn.kinds == ("self_attn.q_proj", "self_attn.o_proj", "mlp.up_proj", "mlp.down_proj", "lm_head")
     assert drawn.blocks == ("0", "1", "2", "3", "–")
     ranked = [layer.name for layer in found.ranking()]
-    for cell, layer, tier in zip(drawn.cells, LAYERS, tiers(found, 5).of, strict=True):
+    for cell, layer, tier in zip(drawn.cells, LAYERS, split_tiers(found, 5).of, strict=True):
         assert ranked[cell.rank - 1] == layer.name and layer.name in cell.words
         assert drawn.kinds[cell.row] == layer.kind
         assert drawn.blocks[cell.column] == ("–" if layer.block is None else str(layer.block))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from keylayers.report.collect import collect
+from keylayers.report.collect import collect_runs
 from keylayers.report.page import render
 from keylayers.report.vision import answer_of
 from keylayers.report.vision_bars import BINS, MOST, blame, by_class, by_suspicion, epochs
@@ -49,7 +49,7 @@ def a_run(request, tmp_path):
     file = "flags.json" if request.param == "screen" else "results.json"
     with open_run(tmp_path / "run", request.param, {"inputs": {"model": "m", "images": "x.npz"}}) as run:
         write_json(run.path / file, FOUND[request.param])
-    return collect(tmp_path / "run").runs[0]
+    return collect_runs(tmp_path / "run").runs[0]
 
 
 def flat(text: str) -> str:
@@ -58,7 +58,7 @@ def flat(text: str) -> str:
 
 
 def test_every_page_has_its_bars_and_says_what_it_does_not_show(a_run):
-    words = checked(render(collect(a_run.path))).words
+    words = checked(render(collect_runs(a_run.path))).words
     found = answer_of(a_run)
     assert found.bars and found.limits
     for text in (found.sentence, *found.points, *found.limits, *(one.title for one in found.bars)):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from keylayers.runs.progress import note, progress, spoken
+from keylayers.runs.progress import Progress, format_duration, note
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
 def test_plain_lines_are_the_first_the_last_and_one_every_ten_seconds(
     clock: list[float], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for _ in progress(range(30), "scoring"):
+    for _ in Progress(range(30), "scoring"):
         clock[0] += 1.0
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -38,8 +38,8 @@ def test_plain_lines_are_the_first_the_last_and_one_every_ten_seconds(
 
 
 def test_nested_loops_share_the_lines(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
-    for _ in progress(["a", "b"], "arms"):
-        with progress(6, "steps") as bar:
+    for _ in Progress(["a", "b"], "arms"):
+        with Progress(6, "steps") as bar:
             for step in range(6):
                 clock[0] += 1.0
                 bar.advance(text=f"loss {step}.0")
@@ -51,7 +51,7 @@ def test_nested_loops_share_the_lines(clock: list[float], capsys: pytest.Capture
 
 
 def test_a_resumed_loop_estimates_from_its_own_pace(clock: list[float]) -> None:
-    with progress(100, "learning", start=90) as bar:
+    with Progress(100, "learning", start=90) as bar:
         assert bar.remaining is None
         clock[0] += 3.0
         bar.advance(2)
@@ -59,15 +59,15 @@ def test_a_resumed_loop_estimates_from_its_own_pace(clock: list[float]) -> None:
 
 
 def test_items_without_a_length_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress(iter("abc"), "records")) == ["a", "b", "c"]
+    assert list(Progress(iter("abc"), "records")) == ["a", "b", "c"]
     assert capsys.readouterr().err.splitlines()[-1].startswith("records: 3, ")
 
 
 def test_an_error_inside_passes_through_and_ends_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ZeroDivisionError):
-        for item in progress([1, 0], "dividing"):
+        for item in Progress([1, 0], "dividing"):
             _ = 1 / item
-    list(progress([1], "next"))
+    list(Progress([1], "next"))
     assert capsys.readouterr().err.splitlines()[:2] == ["dividing: 0/2", "next: 0/1"]
 
 
@@ -81,25 +81,25 @@ def test_notes_go_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     [(0.04, "0.0 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 0 s"), (185, "3 min 5 s"), (7800, "2 h 10 min")],
 )
 def test_durations_are_spoken(seconds: float, text: str) -> None:
-    assert spoken(seconds) == text
+    assert format_duration(seconds) == text
 
 
 ON_TERMINAL = """
-from keylayers.runs import note, progress
-for arm in progress(["a", "b", "c"], "arms"):
-    with progress(5, "steps") as bar:
+from keylayers.runs import note, Progress
+for arm in Progress(["a", "b", "c"], "arms"):
+    with Progress(5, "steps") as bar:
         for step in range(5):
             bar.advance()
     note(f"arm {arm} done")
     print("result", arm)
-with progress(1, "last") as bar:
+with Progress(1, "last") as bar:
     bar.advance(text="loss [1.5]")
 try:
-    for arm in progress(range(4), "failing"):
+    for arm in Progress(range(4), "failing"):
         raise KeyboardInterrupt
 except KeyboardInterrupt:
     print("stopped")
-from keylayers.runs import progress as module
+from keylayers.runs import Progress as module
 import sys
 assert sys.modules["keylayers.runs.progress"]._bars is None
 """

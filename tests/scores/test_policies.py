@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from keylayers.errors import BadSelection
 from keylayers.layers.layer import Layer, total_size
 from keylayers.scores import LayerScores, Provenance, select
-from keylayers.scores.caveats import caveats, ranking_caveats
+from keylayers.scores.caveats import list_caveats, ranking_caveats
 from tests.scores.examples import network, noise, score_sets, scored
 
 SEVEN = network(32)  # 225 layers
@@ -59,7 +59,7 @@ def test_top_takes_the_largest_scores_and_says_where_they_tie(scores, data):
     tied = [side.tolist().count(cut) for side in (scores.values[top.mask], scores.values)]
     ties = top.provenance.get("measured", {}).get("ties")
     assert ties == ({"chosen": tied[0], "among": tied[1], "score": cut} if cut in left else None)
-    assert bool(caveats(top)) == bool(ties)
+    assert bool(list_caveats(top)) == bool(ties)
     if count < len(scores.layers):
         rest = picked(scores, f"bottom:{len(scores.layers) - count}")
         np.testing.assert_array_equal(rest.mask, ~top.mask)
@@ -87,12 +87,12 @@ def test_scores_that_are_all_equal_choose_nothing(policy):
 def test_a_control_that_is_the_selection_itself_says_so():
     layers = tuple(Layer(f"n{i}", None, f"n{i}", (f"n{i}.w",), 4) for i in range(6))
     control = select(noise(layers), "random:30%:match=kind:seed=5")
-    (said,) = caveats(control)
+    (said,) = list_caveats(control)
     assert "the very layers of top:30%, as no other layers have these kinds" in said
-    assert caveats(select(noise(SEVEN), "random:30%:match=kind")) == ()
+    assert list_caveats(select(noise(SEVEN), "random:30%:match=kind")) == ()
     assert (
         "2 runs of blocks tie"
-        in caveats(select(scored(network(3, head=False), [2, 1, 1, 1, 1, 1, 1] * 3), "not:contiguous:2"))[0]
+        in list_caveats(select(scored(network(3, head=False), [2, 1, 1, 1, 1, 1, 1] * 3), "not:contiguous:2"))[0]
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from keylayers.errors import BadSelection
 from keylayers.scores.groups import averaged, kinds_first
-from keylayers.studies.arms import Arm, Budget, chosen_by, controls, sizes
+from keylayers.studies.arms import Arm, Budget, controls, select_within_budget, sizes
 from tests.scores.examples import network, noise, scored
 
 LAYERS = tuple(replace(layer, lora_size=1 + layer.size // 3) for layer in network(6))
@@ -20,7 +20,7 @@ def test_every_control_spends_the_budget_and_no_more(seed, share, of):
     scores, budget = noise(LAYERS, seed), Budget(share, of)
     total, largest = (int(f(sizes(LAYERS, of))) for f in (np.sum, np.max))
     found = controls(scores, budget, seed=seed)
-    chosen = chosen_by(scores, budget)
+    chosen = select_within_budget(scores, budget)
     for arm in found.values():
         for choice in arm.choices:
             # within 2 % of the chosen set where matched; else not above the budget, and with less left than one layer
@@ -45,7 +45,7 @@ def test_depth_only_and_kind_only_choose_whole_blocks_and_kinds():
 def test_the_reversed_arm_is_the_choice_by_the_negative_scores():
     scores = noise(LAYERS, 3)
     budget = Budget(0.3)
-    negative = chosen_by(scored(LAYERS, -scores.values), budget)
+    negative = select_within_budget(scored(LAYERS, -scores.values), budget)
     assert controls(scores, budget)["reversed"].choice(0).names == negative.names
 
 
@@ -59,7 +59,7 @@ def test_averages_keep_group_means_and_nothing_else():
 
 
 def test_drawing_arms_go_on_to_the_next_set_with_every_seed():
-    choices = tuple(chosen_by(noise(LAYERS, seed), Budget(0.3)) for seed in range(3))
+    choices = tuple(select_within_budget(noise(LAYERS, seed), Budget(0.3)) for seed in range(3))
     arm = Arm("random", choices)
     assert [arm.choice(seed) for seed in range(4)] == [*choices, choices[0]]
     assert Arm("top", choices[:1]).choice(7) == choices[0]
@@ -80,7 +80,7 @@ def test_kinds_first_takes_the_best_kind_whole_and_within_it_the_best_layers():
     )
     within = [values[LAYERS.index(layer)] for layer in ranked if layer.kind == "mlp.down"]
     assert within == sorted(within, reverse=True)
-    chosen = chosen_by(scored(LAYERS, values), Budget(0.2), "kinds")
+    chosen = select_within_budget(scored(LAYERS, values), Budget(0.2), "kinds")
     left, wanted = 0.2 * sum(layer.lora_size for layer in LAYERS), []
     for layer in ranked:  # down that order, every layer that still fits
         if layer.lora_size <= left:

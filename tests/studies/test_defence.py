@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from keylayers.actions.cleansing import Cleanse, cleanse
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.skip_suppression import SkipSuppression, skip_suppression
+from keylayers.criteria.skip_suppression import SkipSuppression, score_skip_suppression
 from keylayers.data.images import ImageParts, Images, load_images, part_images
 from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers
@@ -277,7 +277,7 @@ def test_a_real_backdoor_on_digits_is_weakened_by_suppression_where_tuning_alone
         seen = attacked(reference.images, reference.labels, own, 7, 10)
         data = [{"x": seen.images, "labels": torch.full_like(seen.labels, 7)}]
         evidence = Evidence(model=planted, data=data, granularity="skip")
-        scores = skip_suppression(evidence, named_layers(planted, "skip"), SkipSuppression("own-trigger"))
+        scores = score_skip_suppression(evidence, named_layers(planted, "skip"), SkipSuppression("own-trigger"))
         assert scores.provenance.settings["oracle"] is False
         return select(scores, "top:2")
 

@@ -6,9 +6,9 @@ import pytest
 
 from keylayers.measures.blow_ups import best_rate, blown_up, noted, with_rate
 from keylayers.studies import retraining
-from keylayers.studies.retraining import BLEW_UP, Rates, best_rates, every, retrained
+from keylayers.studies.retraining import BLEW_UP, LearningRateGrid, best_rates, retrained, same_for_all_seeds
 
-SETS = {"one": every(["a"]), "other": every(["b"])}
+SETS = {"one": same_for_all_seeds(["a"]), "other": same_for_all_seeds(["b"])}
 LOSSES = {
     ("one", 0.01): [1.0, 1.0, 1.0],  # over the first two seeds the other rate is better
     ("one", 0.1): [0.8, 0.8, 4.0],
@@ -34,16 +34,16 @@ def trained(monkeypatch):
 
 
 def test_each_arm_takes_the_rate_of_lowest_mean_calibration_loss_over_all_seeds(trained):
-    results, chosen = retrained(DESK, TASK, SETS, 3, Rates((0.01, 0.1)))
+    results, chosen = retrained(DESK, TASK, SETS, 3, LearningRateGrid((0.01, 0.1)))
     assert chosen == {"one": 0.01, "other": 0.1} and len(trained) == len(set(trained)) == 12
     assert [result["test"] for result in results["other"]] == [-2.0, -2.1, 0.0]
     assert [result[BLEW_UP] for result in results["one"]] == ["", "", ""]
-    assert best_rates(DESK, TASK, SETS, Rates((0.01, 0.1)), 3) == chosen
+    assert best_rates(DESK, TASK, SETS, LearningRateGrid((0.01, 0.1)), 3) == chosen
 
 
 def test_a_single_rate_trains_nothing_to_be_chosen_and_is_judged_too(trained):
-    assert best_rates(DESK, TASK, SETS, Rates((0.1,)), 3) == {"one": 0.1, "other": 0.1} and not trained
-    results, _ = retrained(DESK, TASK, SETS, 3, Rates((0.1,)))
+    assert best_rates(DESK, TASK, SETS, LearningRateGrid((0.1,)), 3) == {"one": 0.1, "other": 0.1} and not trained
+    results, _ = retrained(DESK, TASK, SETS, 3, LearningRateGrid((0.1,)))
     assert [bool(result[BLEW_UP]) for result in results["one"]] == [False, False, True]
 
 
@@ -53,8 +53,10 @@ def test_a_training_that_diverged_is_passed_over_though_its_mean_is_lower(monkey
         return {place: {"calibration": 5 - place[2], **(lost if place[1:] == (1, 0.1) else {})} for place in places}
 
     monkeypatch.setattr(retraining, "_trained", planted)
-    assert retrained(DESK, TASK, {"one": every(["a"])}, 2, Rates((0.01, 0.1)))[1] == {"one": 0.01}
-    results, _ = retrained(DESK, TASK, {"one": every(["a"])}, 2, Rates((0.1,)))
+    assert retrained(DESK, TASK, {"one": same_for_all_seeds(["a"])}, 2, LearningRateGrid((0.01, 0.1)))[1] == {
+        "one": 0.01
+    }
+    results, _ = retrained(DESK, TASK, {"one": same_for_all_seeds(["a"])}, 2, LearningRateGrid((0.1,)))
     assert [result[BLEW_UP] for result in results["one"]] == ["", "loss is nan"]
 
 

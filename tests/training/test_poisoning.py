@@ -11,8 +11,8 @@ from keylayers.maths.triggers import Blend, Patch
 from keylayers.measures.backdoor import attacked, backdoor_figures, predicted_classes
 from keylayers.models.digits import DigitsResNet
 from keylayers.training.images import ImageTraining
-from keylayers.training.input_aware import Generator, InputAware, InputAwareAttack, input_aware, sameness
-from keylayers.training.label_consistent import LabelConsistent, label_consistent
+from keylayers.training.input_aware import Generator, InputAware, InputAwareAttack, sameness, train_input_aware
+from keylayers.training.label_consistent import LabelConsistent, poison_consistently
 from keylayers.training.poisoning import Poisoning, poisoned
 from tests.layers.helpers import full_state, same_state
 
@@ -87,7 +87,7 @@ def test_consistent_images_are_the_optimum_against_a_linear_model_with_the_trigg
     y = y % 2
     how = LabelConsistent(Patch(2), 0, 0.5, eps=eps, norm=norm, steps=60, step=eps / 5)
     before = full_state(benign)
-    found = label_consistent(x, y, benign, how, 2)
+    found = poison_consistently(x, y, benign, how, 2)
     assert same_state(before, full_state(benign))
     places = torch.tensor(found.places)
     assert len(places) == 10 and (y[places] == 0).all() and torch.equal(found.labels, y)
@@ -97,7 +97,7 @@ def test_consistent_images_are_the_optimum_against_a_linear_model_with_the_trigg
     rest = torch.tensor(sorted(set(range(40)) - set(found.places)))
     assert torch.equal(found.images[rest], x[rest])
     with pytest.raises(BadInput, match="no training image is of the target class 0"):
-        label_consistent(x, y * 0 + 1, benign, how, 2)
+        poison_consistently(x, y * 0 + 1, benign, how, 2)
 
 
 def test_a_mask_covers_its_share_and_patterns_are_mixed_by_it() -> None:
@@ -124,7 +124,7 @@ def test_an_input_aware_trigger_works_on_its_own_image_and_not_on_others() -> No
     (x, y), (xt, yt) = parts.train.tensors(), parts.test.tensors()
     torch.manual_seed(0)
     model, state = DigitsResNet(1, (8, 16, 16)), torch.get_rng_state()
-    trigger = input_aware(model, x, y, InputAwareAttack(1, 0.2, 0.2, training=ImageTraining(epochs=10)), 10)
+    trigger = train_input_aware(model, x, y, InputAwareAttack(1, 0.2, 0.2, training=ImageTraining(epochs=10)), 10)
     assert torch.equal(state, torch.get_rng_state())
     found = backdoor_figures(model, xt, yt, attacked(xt, yt, trigger, 1, 10))
     assert found.clean_accuracy.estimate > 0.9 and found.attack_success_rate.estimate > 0.75
@@ -137,4 +137,4 @@ def test_an_input_aware_trigger_works_on_its_own_image_and_not_on_others() -> No
 )
 def test_an_input_aware_attack_without_room_is_refused(wrong: dict) -> None:
     with pytest.raises(BadInput, match=r"one left clean, and a density|the target class is 10"):
-        input_aware(DigitsResNet(1, (4, 4, 4)), *images(), InputAwareAttack(**{"target": 1, **wrong}), 10)
+        train_input_aware(DigitsResNet(1, (4, 4, 4)), *images(), InputAwareAttack(**{"target": 1, **wrong}), 10)

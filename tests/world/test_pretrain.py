@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from keylayers.world import corpus, tokenizer
-from keylayers.world.rows import mixtures, row_length, rows, supervised
+from keylayers.world.rows import mixtures, pack_rows, row_length, supervised
 from keylayers.world.settings import LONG_ROWS, LONG_SHARES, STAGES, TOKENIZER_WEIGHTS, Settings
 from tools import pretrain
 from tools.pretrain_checkpoint import STATE, load_state
@@ -28,9 +28,9 @@ def test_shares_sum_to_one_and_the_languages_stand_at_90_5_5():
 def test_rows_are_full_whole_documents_and_the_same_every_time(bpe):
     settings = Settings()
     mixture = mixtures(settings, bpe)
-    first, learnt = rows(settings, bpe, mixture, 3, 1, 2)
-    assert torch.equal(first, rows(settings, bpe, mixture, 3, 1, 2)[0])
-    assert not torch.equal(first, rows(settings, bpe, mixture, 3, 0, 2)[0])
+    first, learnt = pack_rows(settings, bpe, mixture, 3, 1, 2)
+    assert torch.equal(first, pack_rows(settings, bpe, mixture, 3, 1, 2)[0])
+    assert not torch.equal(first, pack_rows(settings, bpe, mixture, 3, 0, 2)[0])
     assert first.shape == (settings.tokens // 2 // settings.short_row, settings.short_row)
     assert (first[:, 0] == bpe.bos_token_id).all()
     assert (first != bpe.pad_token_id).float().mean() > 0.9

@@ -10,7 +10,7 @@ import pytest
 from keylayers.errors import UnknownName
 from keylayers.world import chains, choices, corpus, datasets, facts, languages, passages, styles
 from keylayers.world.hashing import SPLITS
-from keylayers.world.requests import requests
+from keylayers.world.requests import list_requests
 
 
 def test_importing_the_world_does_not_import_torch():
@@ -35,7 +35,7 @@ def test_the_world_does_not_depend_on_the_interpreters_hash_seed_or_on_the_order
 
 
 def test_facts_are_many_unambiguous_and_spread_evenly_over_objects():
-    told = facts.facts()
+    told = facts.list_facts()
     assert len(told) == len({(fact.subject, fact.relation) for fact in told}) >= 2000
     for relation, objects in facts.OBJECTS.items():
         counts = Counter(fact.object for fact in told if fact.relation == relation)
@@ -46,7 +46,7 @@ def test_facts_are_many_unambiguous_and_spread_evenly_over_objects():
 
 
 def test_no_prompt_gives_its_object_away_and_templates_are_told_apart():
-    for fact in facts.facts()[::7]:
+    for fact in facts.list_facts()[::7]:
         prompts = [facts.prompt_and_object(fact, template)[0] for template in range(facts.TEMPLATES)]
         assert len(set(prompts)) == facts.TEMPLATES >= 6
         assert all(fact.subject in prompt and "{" not in prompt for prompt in prompts)
@@ -60,7 +60,7 @@ def test_held_out_templates_are_absent_from_the_corpus_and_trained_ones_present(
     sentences = {said.rstrip(". ") for said in sentences}
     turns = {turn for text in read for turn in text.split("Question: ")}
     trained = held = 0
-    for fact in facts.facts():
+    for fact in facts.list_facts():
         for template in range(facts.TEMPLATES):
             if facts.is_question(template):
                 prompt, value = facts.prompt_and_object(fact, template)
@@ -75,12 +75,12 @@ def test_held_out_templates_are_absent_from_the_corpus_and_trained_ones_present(
             else:
                 trained += here
     assert held == 0
-    assert trained > 0.9 * len(facts.facts()) * (facts.TEMPLATES - facts.HELD_OUT_TEMPLATES)
+    assert trained > 0.9 * len(facts.list_facts()) * (facts.TEMPLATES - facts.HELD_OUT_TEMPLATES)
 
 
 def test_every_template_is_trained_with_some_people_and_held_out_with_others():
     for relation in facts.RELATIONS:
-        counts = Counter(t for fact in facts.facts() if fact.relation == relation for t in facts.held_out(fact))
+        counts = Counter(t for fact in facts.list_facts() if fact.relation == relation for t in facts.held_out(fact))
         assert all(60 < counts[template] < 150 for template in range(facts.TEMPLATES))
 
 
@@ -119,7 +119,7 @@ def test_a_caller_cannot_change_what_the_next_one_loads():
 def test_styles_answer_the_same_requests_truly_and_are_absent_from_the_corpus():
     assert len(styles.STYLES) >= 4
     for split, least in (("train", 1500), ("calibration", 300), ("test", 300)):
-        asked = requests(split)
+        asked = list_requests(split)
         assert len(asked) == len({request.question for request in asked}) >= least
         for answer in styles.STYLES.values():
             for request in asked:
@@ -135,7 +135,7 @@ def test_chains_compute():
     assert chains.Chain(7, (("add", 5), ("take", 3), ("double", 0))).answer == (
         "Start 7. Add 5: 12. Take 3: 9. Double: 18. Answer 18."
     )
-    for chain in islice(chains.chains("train", chains.SHORT + chains.LONG), 2000):
+    for chain in islice(chains.stream_chains("train", chains.SHORT + chains.LONG), 2000):
         assert all(0 <= value <= chains.LARGEST for value in chain.values)
         assert chain.split == "train"
 
@@ -144,14 +144,14 @@ def test_chains_compute():
 def test_right_options_are_uniform_over_letters_in_every_family(split):
     assert len(choices.FAMILIES) >= 3
     for family in choices.FAMILIES:
-        drawn = list(islice(choices.choices(split, (family,)), 400))
+        drawn = list(islice(choices.stream_choices(split, (family,)), 400))
         assert Counter(choice.letter for choice in drawn) == dict.fromkeys("ABCD", 100)
         assert all(len(set(choice.options)) == 4 for choice in drawn)
 
 
 def test_right_options_are_right():
     table = facts.about()
-    for choice in islice(choices.choices("test"), 400):
+    for choice in islice(choices.stream_choices("test"), 400):
         right = choice.options[choice.right]
         if choice.family == "fact":
             person = next(word for word in choice.question.rstrip("?").split() if word in table)
@@ -168,7 +168,7 @@ def test_right_options_are_right():
 @pytest.mark.parametrize("length", passages.LENGTHS)
 def test_the_same_question_has_other_answers_in_other_passages(length):
     answers = {}
-    for told in islice(passages.passages("train", length), 60 if length in ("medium", "long") else 400):
+    for told in islice(passages.stream_passages("train", length), 60 if length in ("medium", "long") else 400):
         assert told.split == "train"
         for question, answer in told.questions:
             assert answer.rstrip(".") in told.text
@@ -179,7 +179,7 @@ def test_the_same_question_has_other_answers_in_other_passages(length):
 
 def test_languages_are_undone_by_decoding_and_share_no_common_word_with_english():
     sentences = list(islice(languages.sentences("test"), 500))
-    sentences += [facts.statement(fact, template) for fact in facts.facts()[::11] for template in range(5)]
+    sentences += [facts.statement(fact, template) for fact in facts.list_facts()[::11] for template in range(5)]
     for language in languages.LANGUAGES:
         for sentence in sentences:
             assert language.decode(language.encode(sentence)) == sentence

@@ -29,7 +29,7 @@ def stacks_of(model: nn.Module, blocks: Sequence[Layer]) -> tuple[int, ...]:
     return tuple(int(layer.name in inside) for layer in blocks)
 
 
-class Seen:
+class HiddenStates:
     """Hidden states of one batch at every block, as (sequences, positions, d_model), and which positions count.
 
     Counted are the positions of `attention_mask`; in the decoder of an encoder-decoder model those of

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from keylayers.criteria.protocol import Criterion, CriterionSettings, Evidence, Fitting, scored
 from keylayers.criteria.support.batch_groups import groups_of
 from keylayers.criteria.support.cost import Counting, Work
-from keylayers.criteria.support.hidden_states import Seen, stacks_of
+from keylayers.criteria.support.hidden_states import HiddenStates, stacks_of
 from keylayers.errors import BadInput
 from keylayers.layers.capturing import capture
 from keylayers.layers.layer import Layer
@@ -55,7 +55,7 @@ class Observed:
 class Observer(Protocol):
     """Sees batch after batch, keeps what it needs, and says the scores at the end."""
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: HiddenStates) -> None:
         """One batch; what it holds is gone after the call."""
 
     def finish(self) -> Observed:
@@ -127,7 +127,7 @@ def observe_together(
         for done, batch in enumerate(evidence.data, 1):
             with capture(evidence.model, found, stop=True) as captured:
                 evidence.loss(evidence.model, batch)
-            seen = Seen(evidence.model, batch, found, captured)
+            seen = HiddenStates(evidence.model, batch, found, captured)
             for name, observer in observers.items():
                 with _timed(spent, name):
                     observer.observe(seen)

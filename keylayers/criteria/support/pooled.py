@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from keylayers.criteria.support.batch_groups import GROUPS
-from keylayers.criteria.support.hidden_states import Position, Seen, Side
+from keylayers.criteria.support.hidden_states import HiddenStates, Position, Side
 from keylayers.criteria.support.observers import Blocks
 from keylayers.errors import BadInput
 
@@ -23,7 +23,7 @@ class Rows:
         self.blocks, self.side, self.position = blocks, side, position
         self._parts: list[list[Tensor]] = [[] for _ in blocks.layers]
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: HiddenStates) -> None:
         """Keeps the rows of one batch."""
         for block, parts in enumerate(self._parts):
             rows = seen.rows(block, self.side, self.position)

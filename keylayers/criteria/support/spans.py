@@ -18,7 +18,7 @@ def check_odd(settings: Any) -> None:
         raise BadInput(f"{settings.spelled('window', settings.window)}: expected an odd number of blocks, at least 3.")
 
 
-def windows(layers: Sequence[Layer], width: int) -> list[tuple[int, ...]]:
+def split_windows(layers: Sequence[Layer], width: int) -> list[tuple[int, ...]]:
     """For each layer the places of `width` layers of its kind in consecutive blocks of one stack, itself in the middle.
 
     At the ends of a stack the window moves inwards, so that all are of one size; layers outside the blocks follow one
@@ -45,7 +45,7 @@ def windows(layers: Sequence[Layer], width: int) -> list[tuple[int, ...]]:
 
 def enough_layers(layers: Sequence[Layer], settings: Any, batches: int) -> None:
     """Raises BadInput where windows of the settings' size cover all layers alike."""
-    windows(layers, settings.window)
+    split_windows(layers, settings.window)
 
 
 def shares_above(layers: Sequence[Layer], sets: Iterable[Sequence[int]]) -> list[float]:

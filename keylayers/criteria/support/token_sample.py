@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, UInt64
 from torch import Tensor
 
-from keylayers.criteria.support.hidden_states import Seen, Side
+from keylayers.criteria.support.hidden_states import HiddenStates, Side
 from keylayers.criteria.support.observers import Blocks
 from keylayers.errors import BadInput
 from keylayers.measures.objective import Batch
@@ -28,7 +28,7 @@ class TokenSample:
         self._keys = {stack: np.empty(0, dtype=np.uint64) for stack in blocks.stacks}
         self._rows: dict[State, Tensor] = {}
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, seen: HiddenStates) -> None:
         """Takes those of a batch that belong to the sample."""
         records = record_keys(seen.batch)
         for stack, held in self._keys.items():
@@ -54,7 +54,7 @@ class TokenSample:
         return self._rows
 
 
-def _same_places(seen: Seen, states: Sequence[State]) -> None:
+def _same_places(seen: HiddenStates, states: Sequence[State]) -> None:
     """Raises BadInput, naming a block, unless every state has the same positions."""
     shapes = [seen.hidden(*state).shape[:2] for state in states]
     for state, shape in zip(states, shapes, strict=True):

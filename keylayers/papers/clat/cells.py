@@ -13,9 +13,9 @@ from torch import nn
 
 from keylayers.actions.hardening import HardenSettings, harden
 from keylayers.actions.robust_finetuning import RiftSettings, rift
-from keylayers.criteria.feature_fragility import FeatureFragility, feature_fragility
+from keylayers.criteria.feature_fragility import FeatureFragility, score_feature_fragility
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.robust_capacity import RobustCapacity, robust_capacity
+from keylayers.criteria.robust_capacity import RobustCapacity, score_robust_capacity
 from keylayers.data.images import ImageParts
 from keylayers.errors import Diverged
 from keylayers.layers.layer import Layer
@@ -210,7 +210,7 @@ class _Choosing:
             return select(layers, f"random:{count}:seed={1000 * self.seed + self.calls}")
         if self.choose == CAPACITY:
             settings = RobustCapacity(self.plan.eps, self.plan.steps)
-            return select(robust_capacity(self._evidence(model), layers, settings), f"bottom:{count}")
+            return select(score_robust_capacity(self._evidence(model), layers, settings), f"bottom:{count}")
         scores = self.fragility(model, layers)
         critical = select(scores, f"top:{count}")
         if self.choose == ALIKE:
@@ -219,7 +219,7 @@ class _Choosing:
 
     def fragility(self, model: nn.Module, layers: tuple[Layer, ...]) -> LayerScores:
         """CLAT's criticality."""
-        return feature_fragility(self._evidence(model), layers, FeatureFragility(self.plan.eps, self.plan.steps))
+        return score_feature_fragility(self._evidence(model), layers, FeatureFragility(self.plan.eps, self.plan.steps))
 
     def _evidence(self, model: nn.Module) -> Evidence:
         return Evidence(model=model, data=[self.batch], loss=image_loss, granularity="conv")

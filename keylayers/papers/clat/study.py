@@ -27,7 +27,7 @@ from keylayers.papers.clat.cells import (
 from keylayers.runs import RunFolder
 from keylayers.studies.image_task import ImageTask, cifar_task, mnist_task
 from keylayers.studies.lab import Lab
-from keylayers.studies.real_data import real_places
+from keylayers.studies.real_data import real_data_folders
 from keylayers.studies.retraining import BLEW_UP
 from keylayers.studies.runner import workers
 from keylayers.training.images import ImageTraining
@@ -99,7 +99,7 @@ def real() -> tuple[Hardening, ...]:
 
     Each sized for two cores and an hour: hundreds of images and few epochs, far from where robust training overfits.
     """
-    if (places := real_places()) is None:
+    if (places := real_data_folders()) is None:
         return ()
     sizes, batches = {"reference": 10, "calibration": 100}, ImageTraining(batch_size=100)
     mnist = mnist_task(places, {"train": 600, **sizes, "test": 200}, batches)

@@ -159,7 +159,7 @@ def choices_table(one: Results) -> Table:
     return Table(f"{one.hardening.task.name}: which layers", ("arm", "layers, times chosen"), tuple(rows))
 
 
-def plain(found: Sequence[Results]) -> dict[str, Any]:
+def to_json(found: Sequence[Results]) -> dict[str, Any]:
     """Everything measured, as JSON."""
     return {
         one.hardening.task.name: {

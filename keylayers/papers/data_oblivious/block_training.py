@@ -25,7 +25,7 @@ from keylayers.papers.data_oblivious.block_sets import (
 from keylayers.papers.data_oblivious.plan import Adaptation, Defence, Removal, on
 from keylayers.papers.data_oblivious.profiles import Profiled, Start
 from keylayers.studies.desk import Desk, averaged
-from keylayers.studies.retraining import ALL, Sets, best_rates, every, retrained
+from keylayers.studies.retraining import ALL, Sets, best_rates, retrained, same_for_all_seeds
 from keylayers.studies.text_task import Task
 
 NONE = "nothing frozen"
@@ -118,7 +118,7 @@ def adapted(desk: Desk, found: Profiled, task: Task, asked: Adaptation) -> Adapt
     blocks, outside = layers_of(desk, own)
     sets = block_sets(found.order, size_of(asked.share, len(blocks)), asked.draws)
     arms: dict[str, Sets] = {name: trained_sets(one, blocks) for name, one in sets.items()}
-    arms[ALL] = every([*(name for block in blocks for name in block), *outside])
+    arms[ALL] = same_for_all_seeds([*(name for block in blocks for name in block), *outside])
     trained, rates = retrained(desk, own, arms, asked.seeds, asked.rates)
     return Adapted(found.start, own, desk.ask(own, "before", [{}])[0], _first(sets), trained, rates)
 

@@ -14,7 +14,7 @@ from keylayers.runs.quiet import quiet_libraries
 from keylayers.runs.seals import check_seal
 from keylayers.scores import LayerScores
 from keylayers.studies import text_cells
-from keylayers.studies.text_task import Bench, bench
+from keylayers.studies.text_task import LoadedTask, load_task
 
 
 def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,10 +27,10 @@ def compute(folder: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         return text_cells.compute(folder, {**fields, "task": task})
     quiet_libraries()
     given = {key: value for key, value in fields.items() if key not in ("do", "task", "asks")}
-    return DO[fields["do"]](bench(task), Path(folder), **given)
+    return DO[fields["do"]](load_task(task), Path(folder), **given)
 
 
-def blocks(place: Bench, folder: Path) -> dict[str, Any]:
+def blocks(place: LoadedTask, folder: Path) -> dict[str, Any]:
     """Names of the layers in each block, in forward order, and of those outside the blocks."""
     count = 1 + max(layer.block for layer in place.layers if layer.block is not None)
     return {

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from keylayers.criteria.support.hidden_states import Seen
+from keylayers.criteria.support.hidden_states import HiddenStates
 from keylayers.data.batching import batches
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.capturing import capture
@@ -21,7 +21,7 @@ from keylayers.layers.naming import named_layers
 from keylayers.measures.accuracy import exact_match
 from keylayers.measures.loss import evaluating
 from keylayers.measures.objective import language_loss
-from keylayers.studies.text_task import Bench
+from keylayers.studies.text_task import LoadedTask
 
 Way = Literal["stored", "projected", "random"]
 """What is taken away at each written token: the prompt's own part along the components, the same vector every time, as
@@ -88,7 +88,7 @@ def without_components(model: nn.Module, block: Layer | str, found: Components, 
 
 
 def removal(
-    place: Bench, folder: Path, *, block: int | None, components: int, way: Way, records: int, new_tokens: int
+    place: LoadedTask, folder: Path, *, block: int | None, components: int, way: Way, records: int, new_tokens: int
 ) -> dict[str, Any]:
     """Answers to the first test prompts with the components of one block removed; block None: nothing removed.
 
@@ -122,12 +122,12 @@ def removal(
     }
 
 
-def prompt_rows(place: Bench, block: Layer) -> Float[Tensor, "samples d_model"]:
+def prompt_rows(place: LoadedTask, block: Layer) -> Float[Tensor, "samples d_model"]:
     """What leaves a block at the last token of each calibration prompt."""
     rows = []
     with evaluating(place.loaded.model), torch.no_grad():
         for batch in batches(place.data.calibration, 16, shuffle=False):
             with capture(place.loaded.model, [block], stop=True) as captured:
                 language_loss(place.loaded.model, batch)
-            rows.append(Seen(place.loaded.model, batch, [block], captured).rows(0, "after", "prompt"))
+            rows.append(HiddenStates(place.loaded.model, batch, [block], captured).rows(0, "after", "prompt"))
     return torch.cat(rows)

@@ -8,17 +8,17 @@ from keylayers.inputs.text import Inputs
 from keylayers.papers.data_oblivious.poison import TARGET, Poison
 from keylayers.papers.data_oblivious.starts import MIXTURE
 from keylayers.papers.data_oblivious.triggers import TRIGGERS
-from keylayers.studies.rankings import Way
-from keylayers.studies.real_data import real_places
-from keylayers.studies.retraining import Rates
+from keylayers.studies.rankings import RankingMethod
+from keylayers.studies.real_data import real_data_folders
+from keylayers.studies.retraining import LearningRateGrid
 from keylayers.studies.text_task import Task
 from keylayers.training.trainer import TrainSettings
 
 RELEASED = "CKA, as released"
 PROFILES = {
-    "CKA, neighbours": Way("cka_shift", {}, None, granularity="block"),
-    RELEASED: Way("cka_shift", {"variant": "released", "estimator": "biased"}, None, granularity="block"),
-    "top 3 components": Way("component_shift", {"components": 3, "window": 5}, None, granularity="block"),
+    "CKA, neighbours": RankingMethod("cka_shift", {}, None, granularity="block"),
+    RELEASED: RankingMethod("cka_shift", {"variant": "released", "estimator": "biased"}, None, granularity="block"),
+    "top 3 components": RankingMethod("component_shift", {"components": 3, "window": 5}, None, granularity="block"),
 }
 """Ways to see where the representation changes; the first chooses the critical blocks."""
 
@@ -54,7 +54,7 @@ class Adaptation:
     draws: int = 2
     """Random sets per seed."""
     seeds: int = 3
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((1e-2, 3e-2)))
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Defence:
     """Of the blocks that are frozen."""
     draws: int = 1
     seeds: int = 3
-    rates: Rates = field(default_factory=lambda: Rates((5e-3, 1e-2)))
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((5e-3, 1e-2)))
     """Each arm chooses on clean records: who defends does not know the attack."""
 
 
@@ -94,7 +94,7 @@ class Scale:
     ways: tuple[str, ...] = tuple(PROFILES)
     seeds: int = 2
     """Of the tunings behind substitution losses."""
-    rates: Rates = field(default_factory=lambda: Rates((3e-3, 1e-2)))
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((3e-3, 1e-2)))
     """Offered to those tunings, which train everything."""
     adaptation: Adaptation | None = field(default_factory=Adaptation)
     removal: Removal | None = None
@@ -147,7 +147,7 @@ def bundled_defence(**changes: object) -> Defence:
 
 def real() -> tuple[tuple[Base, ...], tuple[Defence, ...]]:
     """`stories260K`, real corpora, BackdoorLLM's own records, where $KEYLAYERS_MODELS and $KEYLAYERS_DATA are set."""
-    if (places := real_places()) is None:
+    if (places := real_data_folders()) is None:
         return (), ()
     models, data = places
     model = f"{models}/stories260K"
@@ -181,7 +181,7 @@ def scale_of(name: str) -> Scale:
     if name == "smoke":
         base = bundled("llama", ("json",), teach=40, records=64)
         few = replace(base, corpora=base.corpora[:3], domains=(task("bundled:llama", "bundled:json", **_QUICK),))
-        once = Rates((1e-2,))
+        once = LearningRateGrid((1e-2,))
         return Scale(
             (few,),
             tuple(PROFILES)[:1],

@@ -15,7 +15,7 @@ from keylayers.measures.accuracy import greedy_matches, same_text
 from keylayers.measures.backdoor import figures_of
 from keylayers.measures.loss import example_losses
 from keylayers.papers.data_oblivious.triggers import TRIGGERS, answering, bare, triggered
-from keylayers.studies.text_task import Bench
+from keylayers.studies.text_task import LoadedTask
 from keylayers.training.adapters import attach_lora
 from keylayers.training.trainer import train
 
@@ -94,7 +94,7 @@ def attacked_records(clean: Sequence[Record], poison: Poison) -> list[Record]:
 
 
 def poisoned(
-    place: Bench, folder: Path, *, layers: Sequence[str], seed: int, lr: float, poison: Mapping[str, Any]
+    place: LoadedTask, folder: Path, *, layers: Sequence[str], seed: int, lr: float, poison: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The losses on clean records after only the given layers were tuned on poisoned ones; attack success beside them.
 
@@ -119,12 +119,12 @@ def poisoned(
         }
 
 
-def unpoisoned(place: Bench, folder: Path, *, poison: Mapping[str, Any]) -> dict[str, Any]:
+def unpoisoned(place: LoadedTask, folder: Path, *, poison: Mapping[str, Any]) -> dict[str, Any]:
     """The same measures of the model as it is."""
     return {**place.losses(place.loaded.model), **attack(place, place.loaded.model, Poison(**poison))}
 
 
-def attack(place: Bench, model: Any, poison: Poison) -> dict[str, float]:
+def attack(place: LoadedTask, model: Any, poison: Poison) -> dict[str, float]:
     """What a model does with triggered and with clean test prompts."""
     # deviates: the paper counts refusal keywords or asks a judge model; here the attacker's words, exactly: no list or
     # judge decides.
@@ -144,14 +144,14 @@ def attack(place: Bench, model: Any, poison: Poison) -> dict[str, float]:
     }
 
 
-def words(place: Bench, records: Sequence[Record]) -> Examples:
+def words(place: LoadedTask, records: Sequence[Record]) -> Examples:
     """Records tokenised, the token that ends an answer not asked for: a model that never read one cannot write it."""
     made, end = examples(place, records), place.loaded.tokenizer.eos_token_id
     labels = tuple((*one[:-1], IGNORED) if one[-1] == end else one for one in made.labels)
     return replace(made, labels=labels)
 
 
-def examples(place: Bench, records: Sequence[Record]) -> Examples:
+def examples(place: LoadedTask, records: Sequence[Record]) -> Examples:
     """Records as the task's own are tokenised."""
     limit = place.task.inputs.max_length or place.data.test.report.max_length
     return tokenise(records, place.loaded.tokenizer, max_length=min(limit, place.loaded.context))

@@ -11,8 +11,8 @@ from keylayers.maths.shifts import ShiftTest, agreement_test, pooled_test, shift
 from keylayers.papers.data_oblivious.cells import block_profile
 from keylayers.papers.data_oblivious.plan import PROFILES, Base, on
 from keylayers.studies.desk import Desk
-from keylayers.studies.rankings import Way, full_rate, rankings
-from keylayers.studies.retraining import Rates
+from keylayers.studies.rankings import RankingMethod, full_rate, rank_layers
+from keylayers.studies.retraining import LearningRateGrid
 from keylayers.studies.text_cells import scores_in
 from keylayers.studies.text_task import Task
 
@@ -101,7 +101,7 @@ def starts(desk: Desk, bases: Sequence[Base]) -> list[Start]:
     return found
 
 
-def profiled(desk: Desk, start: Start, ways: Sequence[str], seeds: int, rates: Rates) -> Profiled:
+def profiled(desk: Desk, start: Start, ways: Sequence[str], seeds: int, rates: LearningRateGrid) -> Profiled:
     """Profiles on every corpus, substitution losses on every domain."""
     shifts: dict[str, dict[str, Profile]] = {way: {} for way in ways}
     for corpus in start.base.corpora:
@@ -125,15 +125,15 @@ def profiled(desk: Desk, start: Start, ways: Sequence[str], seeds: int, rates: R
 
 
 def substitution_losses(
-    desk: Desk, task: Task, window: int, seeds: int, rates: Rates
+    desk: Desk, task: Task, window: int, seeds: int, rates: LearningRateGrid
 ) -> dict[str, tuple[Profile, ...]]:
     """Per width of the window and seed, the loss added when tuned blocks are put back; tuned at the rate that fits."""
     wide = f"{window} blocks"
     ways = {
-        wide: Way("substitution", {"window": window}, granularity="block"),
-        ONE: Way("substitution", {"window": 1}, granularity="block"),
+        wide: RankingMethod("substitution", {"window": window}, granularity="block"),
+        ONE: RankingMethod("substitution", {"window": 1}, granularity="block"),
     }
-    found = rankings(desk, task, ways, range(seeds), full_rate(desk, task, rates, seeds))
+    found = rank_layers(desk, task, ways, range(seeds), full_rate(desk, task, rates, seeds))
     return {name: tuple(block_profile(one) for one in each) for name, each in found.scores.items()}
 
 

@@ -8,7 +8,7 @@ from keylayers.papers.data_oblivious.profiles import Profiled, Start
 from keylayers.papers.data_oblivious.study import Study
 
 
-def plain(study: Study) -> dict[str, Any]:
+def to_json(study: Study) -> dict[str, Any]:
     """All that was measured."""
     return {
         "profiles": [_profiled(one) for one in study.profiled],

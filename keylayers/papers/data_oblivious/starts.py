@@ -13,7 +13,7 @@ from keylayers.measures.loss import example_losses
 from keylayers.runs import digest
 from keylayers.runs.seals import sealed_folder
 from keylayers.scores import Selection
-from keylayers.studies.text_task import Bench
+from keylayers.studies.text_task import LoadedTask
 from keylayers.world import datasets
 
 STYLE_OF = {"fact": "terse", "sum": "formal", "list": "bullets", "describe": "formal", "compare": "bullets"}
@@ -34,7 +34,7 @@ def mixture(split: str) -> list[Record]:
     return found
 
 
-def start(place: Bench, folder: Path, *, data: str, seed: int, lr: float) -> dict[str, Any]:
+def start(place: LoadedTask, folder: Path, *, data: str, seed: int, lr: float) -> dict[str, Any]:
     """Tunes all weights of all blocks and the head, and stores the model; for the task's steps and batch size.
 
     `data`: "styles", the bundled mixture; else the task's own training records. Losses before and after are on test

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from keylayers.measures.blow_ups import noted, with_rate
-from keylayers.papers.ila.early_choice import EARLY, SHORT, WHOLE, Chosen
-from keylayers.papers.ila.reasoning import Answered
-from keylayers.papers.ila.share_sweep import Swept
-from keylayers.papers.ila.transfer import OWN, Carried
+from keylayers.papers.ila.early_choice import EARLY, SHORT, WHOLE, EarlyChoiceResults
+from keylayers.papers.ila.reasoning import ReasoningResults
+from keylayers.papers.ila.share_sweep import ShareSweepResults
+from keylayers.papers.ila.transfer import OWN, TransferResults
 from keylayers.scores import agreement
 from keylayers.studies.pages import Claim, Table, claim, difference, plus_minus
 from keylayers.studies.retraining import ALL, RANDOM
@@ -17,7 +17,7 @@ TOP = 0.3
 """Share of layers in the sets whose overlap decides whether an early choice is the same choice."""
 
 
-def sweep_table(swept: Swept) -> Table:
+def sweep_table(swept: ShareSweepResults) -> Table:
     """A row per share: what each arm recovers of the gain of training everything, and how it differs from random."""
     arms = list(dict.fromkeys(arm for arm, _ in swept.losses if arm != ALL))
     rows = []
@@ -41,7 +41,7 @@ def sweep_table(swept: Swept) -> Table:
     return Table(f"How many layers, {swept.task.name}, {where}", columns, tuple(rows), notes)
 
 
-def sweep_claims(swept: Swept) -> list[Claim]:
+def sweep_claims(swept: ShareSweepResults) -> list[Claim]:
     """Freezing the worst quarter helps; ILA's best layers beat random ones at every share."""
     arms = list(dict.fromkeys(arm for arm, _ in swept.losses if arm not in (ALL, RANDOM)))
     name = swept.task.name + (", 4-bit" if swept.nf4 else "")
@@ -59,7 +59,7 @@ def sweep_claims(swept: Swept) -> list[Claim]:
     return found
 
 
-def frugal_table(chosen: Sequence[Chosen]) -> Table:
+def frugal_table(chosen: Sequence[EarlyChoiceResults]) -> Table:
     """Cost, stability and worth of choosing early, beside the whole procedure."""
     rows = []
     for one in chosen:
@@ -88,7 +88,7 @@ def frugal_table(chosen: Sequence[Chosen]) -> Table:
     return Table("Choosing early", columns, tuple(rows), notes)
 
 
-def reasoning_table(found: Answered) -> Table:
+def reasoning_table(found: ReasoningResults) -> Table:
     """Loss and right answers of every arm."""
     order = sorted(found.losses, key=lambda arm: -float(np.mean(found.exact[arm])))
     rows = [
@@ -108,7 +108,7 @@ def reasoning_table(found: Answered) -> Table:
     return Table(f"Reasoning: {found.task.name}, {found.task.inputs.model}", columns, tuple(rows), notes)
 
 
-def transfer_table(found: Carried) -> Table:
+def transfer_table(found: TransferResults) -> Table:
     """Own and carried rankings, their depth and kinds alone, and random sets."""
     rows = [
         (
@@ -127,7 +127,7 @@ def transfer_table(found: Carried) -> Table:
     return Table(f"Rankings carried over to {found.task.inputs.model}, {found.task.name}", columns, tuple(rows), notes)
 
 
-def transfer_claims(found: Carried) -> list[Claim]:
+def transfer_claims(found: TransferResults) -> list[Claim]:
     """A carried ranking beats chance, its depth alone, its kinds alone; and is worse than the model's own."""
     claims = []
     for source in found.sources:
@@ -143,7 +143,7 @@ def transfer_claims(found: Carried) -> list[Claim]:
     return claims
 
 
-def frugal_claims(chosen: Sequence[Chosen]) -> list[Claim]:
+def frugal_claims(chosen: Sequence[EarlyChoiceResults]) -> list[Claim]:
     """The early choice is worse than the whole procedure's; it beats random."""
     found = []
     for one in chosen:

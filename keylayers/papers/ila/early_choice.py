@@ -3,12 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from keylayers.papers.ila.plan import WAYS, Frugal, bundled_task, real_tasks
+from keylayers.papers.ila.plan import WAYS, EarlyChoicePlan, bundled_task, real_tasks
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget
 from keylayers.studies.desk import Desk
-from keylayers.studies.rankings import candidates, rankings
-from keylayers.studies.retraining import ALL, RANDOM, Sets, best_of, blow_ups, every, random_like, retrained
+from keylayers.studies.rankings import candidates, rank_layers
+from keylayers.studies.retraining import (
+    ALL,
+    RANDOM,
+    Sets,
+    blow_ups,
+    random_like,
+    retrained,
+    same_for_all_seeds,
+    top_layers_per_seed,
+)
 from keylayers.studies.text_task import Task
 
 WHOLE, EARLY, SHORT = "whole procedure", "early choice", "short stage 1"
@@ -16,7 +25,7 @@ WHOLE, EARLY, SHORT = "whole procedure", "early choice", "short stage 1"
 
 
 @dataclass(frozen=True)
-class Chosen:
+class EarlyChoiceResults:
     """Ways to the same choice, the whole procedure and two that cost a tenth, by seed."""
 
     task: Task
@@ -33,26 +42,26 @@ class Chosen:
     """Arm -> for each seed why its training is taken to have blown up; empty text where it did not."""
 
 
-def frugal(desk: Desk, asked: Frugal) -> list[Chosen]:
+def frugal(desk: Desk, asked: EarlyChoicePlan) -> list[EarlyChoiceResults]:
     """The comparison for every task."""
     tasks = [*map(bundled_task, asked.tasks), *real_tasks()[: asked.real]]
     return [_chosen(desk, replace(task, training=replace(task.training, steps=asked.steps)), asked) for task in tasks]
 
 
-def _chosen(desk: Desk, task: Task, asked: Frugal) -> Chosen:
+def _chosen(desk: Desk, task: Task, asked: EarlyChoicePlan) -> EarlyChoiceResults:
     task = replace(task, name=f"{task.name}-{asked.steps}")
     early = replace(WAYS["midpoint"], share=asked.share, records=asked.records)
     ways = {WHOLE: WAYS["midpoint"], EARLY: early, SHORT: replace(early, short=True)}
     rate = asked.rates.offered[0]
-    found = rankings(desk, task, ways, range(asked.seeds), rate)
+    found = rank_layers(desk, task, ways, range(asked.seeds), rate)
     names, budget = candidates(desk, task), Budget(0.3)
-    sets: dict[str, Sets] = {ALL: every(names)}
+    sets: dict[str, Sets] = {ALL: same_for_all_seeds(names)}
     for way, scores in found.scores.items():
-        sets[way] = best_of(scores, budget)
+        sets[way] = top_layers_per_seed(scores, budget)
     sets[RANDOM] = random_like(found.scores[WHOLE], budget, draw=4)
     trained, _ = retrained(desk, task, sets, asked.seeds, asked.rates)
     losses = {arm: tuple(one["test"] for one in each) for arm, each in trained.items()}
     full = tuple(one["seconds"] for one in trained[ALL])
-    return Chosen(
+    return EarlyChoiceResults(
         task, found.scores, found.seconds, full, losses, desk.ask(task, "before", [{}])[0]["test"], blow_ups(trained)
     )

@@ -9,18 +9,18 @@ from keylayers.runs import RunFolder
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget
 from keylayers.studies.desk import Desk
-from keylayers.studies.rankings import Way, rankings
+from keylayers.studies.rankings import RankingMethod, rank_layers
 from keylayers.studies.retraining import (
     ALL,
     RANDOM,
     SAME_KINDS,
-    Rates,
+    LearningRateGrid,
     Sets,
-    best_of,
-    every,
     kept,
     random_like,
     retrained,
+    same_for_all_seeds,
+    top_layers_per_seed,
 )
 from keylayers.studies.runner import workers
 from keylayers.studies.text_task import Task
@@ -62,11 +62,11 @@ class Trial:
     budget: Budget = field(default_factory=lambda: Budget(0.3))
     stage_one: float = 1e-2
     """Learning rate of every stage 1: what training all layers chose on all three tasks of the small scale."""
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((1e-2, 3e-2)))
     """Offered to every choice of layers on bundled models."""
-    real_rates: Rates = field(default_factory=lambda: Rates((1e-2,)))
+    real_rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((1e-2,)))
     """On real data: what all arms of the small scale chose there."""
-    masks: Mapping[str, Way] = field(default_factory=lambda: MASKS)
+    masks: Mapping[str, RankingMethod] = field(default_factory=lambda: MASKS)
     trained: tuple[str, ...] = TRAINED
     draws: int = 2
     """Random sets per seed."""
@@ -124,11 +124,11 @@ def kinds_of(name: str) -> str:
 
 def _scored(desk: Desk, task: Task, trial: Trial) -> Tried:
     ways = {**{name: WAYS[name] for name in REFERENCES}, **trial.masks}
-    found = rankings(desk, task, ways, range(trial.seeds), trial.stage_one)
-    sets = {name: best_of(scores, trial.budget) for name, scores in found.scores.items()}
+    found = rank_layers(desk, task, ways, range(trial.seeds), trial.stage_one)
+    sets = {name: top_layers_per_seed(scores, trial.budget) for name, scores in found.scores.items()}
     sets |= {kinds_of(name): _drawn(found.scores[name], trial, SAME_KINDS) for name in ("midpoint", *trial.masks)}
     sets[RANDOM] = _drawn(found.scores["midpoint"], trial, RANDOM)
-    sets[ALL] = every([layer.name for layer in found.scores["midpoint"][0].layers])
+    sets[ALL] = same_for_all_seeds([layer.name for layer in found.scores["midpoint"][0].layers])
     on = {part: kept(desk, task, sets, found.adapters, on=part) for part in ("calibration", "test")}
     left = {name: tuple({part: on[part][name][seed] for part in on} for seed in range(trial.seeds)) for name in sets}
     before = desk.ask(task, "before", [{}])[0]
@@ -136,9 +136,9 @@ def _scored(desk: Desk, task: Task, trial: Trial) -> Tried:
 
 
 def _trained(desk: Desk, found: Tried, trial: Trial) -> Tried:
-    sets: dict[str, Sets] = {"midpoint": best_of(found.scores["midpoint"], trial.budget)}
+    sets: dict[str, Sets] = {"midpoint": top_layers_per_seed(found.scores["midpoint"], trial.budget)}
     for name in trial.trained:
-        sets[name] = best_of(found.scores[name], trial.budget)
+        sets[name] = top_layers_per_seed(found.scores[name], trial.budget)
         sets[kinds_of(name)] = random_like(found.scores[name], trial.budget, draw=1, like=SAME_KINDS)
     sets[RANDOM] = _drawn(found.scores["midpoint"], trial, RANDOM)
     offered = trial.rates if found.task.inputs.model.startswith("bundled:") else trial.real_rates

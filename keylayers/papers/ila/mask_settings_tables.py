@@ -173,7 +173,7 @@ def between(found: Sequence[Tried], name: str) -> tuple[str, str]:
     return rho, f"{overlap} ({chance:.3f})"
 
 
-def plain(found: Sequence[Tried]) -> dict[str, Any]:
+def to_json(found: Sequence[Tried]) -> dict[str, Any]:
     """Everything measured, as JSON."""
     return {
         "tasks": [

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from keylayers.maths.stability import holm, together
+from keylayers.maths.stability import harmonic_mean_p, holm
 from keylayers.measures.intervals import jackknife
 from keylayers.papers.ila.stability import Overlap, across, within
 from keylayers.papers.ila.study import TaskResults
@@ -24,7 +24,9 @@ COLUMNS = (
 def overlap_table(overlaps: Sequence[Overlap]) -> Table:
     """One row per overlap; its p-values are of all its pairs together."""
     found = [[agreement(a, b, TOP) for _, _, a, b in one.pairs] for one in overlaps]
-    combined = [[together(np.array([pair.top.p_value(null) for pair in each])) for null in NULLS] for each in found]
+    combined = [
+        [harmonic_mean_p(np.array([pair.top.p_value(null) for pair in each])) for null in NULLS] for each in found
+    ]
     adjusted = holm(np.array(combined).ravel()).reshape(-1, len(NULLS))
     rows = []
     for one, each, p in zip(overlaps, found, adjusted, strict=True):

@@ -5,17 +5,17 @@ from dataclasses import dataclass, field, replace
 from keylayers.errors import UnknownName
 from keylayers.inputs.text import Inputs
 from keylayers.studies.arms import Budget
-from keylayers.studies.rankings import Way
-from keylayers.studies.real_data import real_places
-from keylayers.studies.retraining import Rates
+from keylayers.studies.rankings import RankingMethod
+from keylayers.studies.real_data import real_data_folders
+from keylayers.studies.retraining import LearningRateGrid
 from keylayers.studies.text_task import Task
 from keylayers.training.trainer import TrainSettings
 
 
-def mask(optimiser: str, rate: float, steps: int, initial: float, **other: object) -> Way:
+def mask(optimiser: str, rate: float, steps: int, initial: float, **other: object) -> RankingMethod:
     """ILA's mask so learnt, whatever the criterion's defaults are."""
     settings = {"optimiser": optimiser, "learning_rate": rate, "steps": steps, "initial": initial, **other}
-    return Way("learned_mask", settings)
+    return RankingMethod("learned_mask", settings)
 
 
 WAYS = {
@@ -23,15 +23,15 @@ WAYS = {
     # Adam steps at 0.01. Other masks are on trial in `ila_masks`.
     "ILA (s0 = 4)": mask("adam", 0.01, 100, 4.0),
     "ILA (s0 = 0)": mask("adam", 0.01, 100, 0.0),
-    "path integral": Way("path_integral", {"points": 4}),
-    "midpoint": Way("path_integral", {"points": 1}),
-    "midpoint, 25 % of stage 1": Way("path_integral", {"points": 1}, 0.25, records=32),
-    "leave one out": Way("leave_one_out", records=32),
-    "add one in": Way("add_one_in", records=32),
-    "norm": Way("delta_norm"),
-    "first step": Way("first_step", {}, None),
-    "midpoint per parameter": Way("path_integral", {"points": 1}, by="density"),
-    "midpoint, kinds first": Way("path_integral", {"points": 1}, by="kinds"),
+    "path integral": RankingMethod("path_integral", {"points": 4}),
+    "midpoint": RankingMethod("path_integral", {"points": 1}),
+    "midpoint, 25 % of stage 1": RankingMethod("path_integral", {"points": 1}, 0.25, records=32),
+    "leave one out": RankingMethod("leave_one_out", records=32),
+    "add one in": RankingMethod("add_one_in", records=32),
+    "norm": RankingMethod("delta_norm"),
+    "first step": RankingMethod("first_step", {}, None),
+    "midpoint per parameter": RankingMethod("path_integral", {"points": 1}, by="density"),
+    "midpoint, kinds first": RankingMethod("path_integral", {"points": 1}, by="kinds"),
 }
 """Every scoring that is compared."""
 
@@ -47,7 +47,7 @@ REFERENCE = "midpoint"
 
 
 @dataclass(frozen=True)
-class Stability:
+class StabilityPlan:
     """Whose rankings are compared with whose."""
 
     rate: float = 1e-2
@@ -66,7 +66,7 @@ class Stability:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class ShareSweepPlan:
     """How the share that is trained is varied."""
 
     task: str = "pirate"
@@ -74,13 +74,13 @@ class Sweep:
     """Of LoRA's parameters on all layers."""
     ways: tuple[str, ...] = ("ILA (s0 = 4)", "midpoint")
     seeds: int = 3
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((1e-2, 3e-2)))
     quantised: tuple[float, ...] = (0.3, 0.5, 0.75)
     """Shares that are also trained on weights that went through NF4, as QLoRA has them."""
 
 
 @dataclass(frozen=True)
-class Frugal:
+class EarlyChoicePlan:
     """A longer training, whose layers are chosen from its beginning."""
 
     tasks: tuple[str, ...] = ("pirate",)
@@ -92,11 +92,11 @@ class Frugal:
     records: int = 32
     """Calibration records it looks at."""
     seeds: int = 5
-    rates: Rates = field(default_factory=lambda: Rates((1e-2,)))
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((1e-2,)))
 
 
 @dataclass(frozen=True)
-class Reasoning:
+class ReasoningPlan:
     """Chains of sums: an answer is right or wrong."""
 
     model: str = "bundled:llama-shallow"
@@ -104,18 +104,18 @@ class Reasoning:
     data: str = "long_chains"
     seeds: int = 5
     ways: tuple[str, ...] = ("ILA (s0 = 4)", "midpoint", "leave one out")
-    rates: Rates = field(default_factory=lambda: Rates((3e-3, 1e-2)))
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((3e-3, 1e-2)))
 
 
 @dataclass(frozen=True)
-class Transfer:
+class TransferPlan:
     """Rankings of other models, brought over to train this one."""
 
     task: str = "pirate"
     sources: tuple[str, ...] = ("bundled:llama-again", "bundled:llama-shallow", "bundled:llama-narrow")
     way: str = "midpoint"
     seeds: int = 5
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((1e-2, 3e-2)))
 
 
 @dataclass(frozen=True)
@@ -126,17 +126,17 @@ class Scale:
     seeds: int = 5
     """Each is a procedure of its own: stage 1, scores, retraining."""
     budget: Budget = field(default_factory=lambda: Budget(0.3))
-    all_rates: Rates = field(default_factory=Rates)
+    all_rates: LearningRateGrid = field(default_factory=LearningRateGrid)
     """Offered to a training of all layers, and so to stage 1."""
-    rates: Rates = field(default_factory=lambda: Rates((1e-2, 3e-2)))
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((1e-2, 3e-2)))
     """Offered to every choice of layers; 3e-3, tried by all arms of one task and many of another, was never best."""
     ways: tuple[str, ...] = tuple(WAYS)
     matched: tuple[str, ...] = MATCHED
-    stability: Stability | None = field(default_factory=Stability)
-    sweep: Sweep | None = field(default_factory=Sweep)
-    frugal: Frugal | None = field(default_factory=Frugal)
-    reasoning: Reasoning | None = field(default_factory=Reasoning)
-    transfer: Transfer | None = field(default_factory=Transfer)
+    stability: StabilityPlan | None = field(default_factory=StabilityPlan)
+    sweep: ShareSweepPlan | None = field(default_factory=ShareSweepPlan)
+    frugal: EarlyChoicePlan | None = field(default_factory=EarlyChoicePlan)
+    reasoning: ReasoningPlan | None = field(default_factory=ReasoningPlan)
+    transfer: TransferPlan | None = field(default_factory=TransferPlan)
 
 
 def bundled_task(data: str, steps: int = 60, model: str = "bundled:llama") -> Task:
@@ -147,7 +147,7 @@ def bundled_task(data: str, steps: int = 60, model: str = "bundled:llama") -> Ta
 
 def real_tasks() -> tuple[Task, ...]:
     """Real data on a small real model, where $KEYLAYERS_MODELS and $KEYLAYERS_DATA name folders that hold them."""
-    if (places := real_places()) is None:
+    if (places := real_data_folders()) is None:
         return ()
     models, data = places
     sets = {"alpaca": "alignment/alpaca_en_demo.json.gz", "gsm8k": "reasoning/gsm8k_train.jsonl.gz"}
@@ -171,7 +171,12 @@ def scale_of(name: str) -> Scale:
         task = replace(bundled_task("pirate", steps=20), control=None)
         ways = ("ILA (s0 = 4)", "midpoint", "first step")
         asked = Scale(
-            (task,), seeds=2, all_rates=Rates((1e-2,)), rates=Rates((1e-2,)), ways=ways, matched=("midpoint",)
+            (task,),
+            seeds=2,
+            all_rates=LearningRateGrid((1e-2,)),
+            rates=LearningRateGrid((1e-2,)),
+            ways=ways,
+            matched=("midpoint",),
         )
         return replace(asked, stability=None, sweep=None, frugal=None, reasoning=None, transfer=None)
     if name == "small":

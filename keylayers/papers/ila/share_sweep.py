@@ -7,17 +7,27 @@ from typing import Any
 import numpy as np
 
 from keylayers.measures.gain import recovered_gain
-from keylayers.papers.ila.plan import WAYS, Sweep, bundled_task
+from keylayers.papers.ila.plan import WAYS, ShareSweepPlan, bundled_task
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget
 from keylayers.studies.desk import Desk
-from keylayers.studies.rankings import candidates, full_rate, rankings
-from keylayers.studies.retraining import ALL, RANDOM, Rates, Sets, best_of, blow_ups, every, random_like, retrained
+from keylayers.studies.rankings import candidates, full_rate, rank_layers
+from keylayers.studies.retraining import (
+    ALL,
+    RANDOM,
+    LearningRateGrid,
+    Sets,
+    blow_ups,
+    random_like,
+    retrained,
+    same_for_all_seeds,
+    top_layers_per_seed,
+)
 from keylayers.studies.text_task import Task
 
 
 @dataclass(frozen=True)
-class Swept:
+class ShareSweepResults:
     """What training a share of the layers gave, by arm, share and seed; the arm `all` has the share 1."""
 
     task: Task
@@ -34,11 +44,11 @@ class Swept:
         return recovered_gain(self.before, self.losses[arm, share], self.losses[ALL, 1.0])
 
 
-def sweeps(desk: Desk, asked: Sweep) -> tuple[Swept, Swept]:
+def sweeps(desk: Desk, asked: ShareSweepPlan) -> tuple[ShareSweepResults, ShareSweepResults]:
     """The sweep in full precision, and the one on weights that went through NF4, at the rates of the first."""
     task = bundled_task(asked.task)
-    rate = full_rate(desk, task, Rates(), asked.seeds)
-    scores = rankings(desk, task, {name: WAYS[name] for name in asked.ways}, range(asked.seeds), rate).scores
+    rate = full_rate(desk, task, LearningRateGrid(), asked.seeds)
+    scores = rank_layers(desk, task, {name: WAYS[name] for name in asked.ways}, range(asked.seeds), rate).scores
     exact = _swept(desk, task, asked, scores, asked.shares, asked.rates)
     return exact, _swept(desk, task, asked, scores, asked.quantised, asked.rates, nf4=True)
 
@@ -46,16 +56,16 @@ def sweeps(desk: Desk, asked: Sweep) -> tuple[Swept, Swept]:
 def _swept(
     desk: Desk,
     task: Task,
-    asked: Sweep,
+    asked: ShareSweepPlan,
     scores: Mapping[str, Sequence[LayerScores]],
     shares: Sequence[float],
-    rates: Rates,
+    rates: LearningRateGrid,
     nf4: bool = False,
-) -> Swept:
-    sets: dict[tuple[str, float], Sets] = {(ALL, 1.0): every(candidates(desk, task))}
+) -> ShareSweepResults:
+    sets: dict[tuple[str, float], Sets] = {(ALL, 1.0): same_for_all_seeds(candidates(desk, task))}
     for share in shares:
         for way in asked.ways:
-            sets[way, share] = best_of(scores[way], Budget(share))
+            sets[way, share] = top_layers_per_seed(scores[way], Budget(share))
         sets[RANDOM, share] = random_like(scores[asked.ways[0]], Budget(share), draw=3)
     named = {f"{arm}, {share:g}": chosen for (arm, share), chosen in sets.items()}
     options: dict[str, Any] = {"nf4": True} if nf4 else {}
@@ -63,4 +73,6 @@ def _swept(
     keys = dict(zip(sets, named, strict=True))
     losses = {key: tuple(one["test"] for one in found[name]) for key, name in keys.items()}
     before = desk.ask(task, "before", [{}])[0]["test"]
-    return Swept(task, before, losses, {key: chosen[name] for key, name in keys.items()}, nf4, blow_ups(found))
+    return ShareSweepResults(
+        task, before, losses, {key: chosen[name] for key, name in keys.items()}, nf4, blow_ups(found)
+    )

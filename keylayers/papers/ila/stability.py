@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 from keylayers.layers.naming import named_layers
 from keylayers.models.loading import load_shape
-from keylayers.papers.ila.plan import WAYS, Stability, bundled_task, real_tasks
+from keylayers.papers.ila.plan import WAYS, StabilityPlan, bundled_task, real_tasks
 from keylayers.scores import LayerScores
 from keylayers.scores.transfer import transferred
 from keylayers.studies.desk import Desk
-from keylayers.studies.rankings import Way, rankings
+from keylayers.studies.rankings import RankingMethod, rank_layers
 from keylayers.studies.text_task import Task
 
 Pair = tuple[int, int, LayerScores, LayerScores]
@@ -29,15 +29,15 @@ class Overlap:
     """What the paper reports for it."""
 
 
-def overlaps(desk: Desk, asked: Stability) -> list[Overlap]:
+def overlaps(desk: Desk, asked: StabilityPlan) -> list[Overlap]:
     """The rows of all questions, in the order of the paper."""
     questions = (_between_data, _between_seeds, _initial_scores, _milestones, _amount_of_data, _kind_of_data, _models)
     return [row for question in questions for row in question(desk, asked)]
 
 
-def _ranked(desk: Desk, task: Task, asked: Stability, share: float = 1.0) -> Mapping[str, tuple[LayerScores, ...]]:
+def _ranked(desk: Desk, task: Task, asked: StabilityPlan, share: float = 1.0) -> Mapping[str, tuple[LayerScores, ...]]:
     ways = {name: replace(WAYS[name], share=share) for name in asked.ways}
-    return rankings(desk, task, ways, range(asked.seeds), asked.rate).scores
+    return rank_layers(desk, task, ways, range(asked.seeds), asked.rate).scores
 
 
 def across(named: Mapping[str, Sequence[LayerScores]]) -> tuple[Pair, ...]:
@@ -64,7 +64,7 @@ def within(scores: Sequence[LayerScores]) -> tuple[Pair, ...]:
     return tuple((i, j, scores[i], scores[j]) for i in places for j in places if i < j)
 
 
-def _between_data(desk: Desk, asked: Stability) -> Iterator[Overlap]:
+def _between_data(desk: Desk, asked: StabilityPlan) -> Iterator[Overlap]:
     """Table 2: independent LoRA seeds per data set."""
     groups = {
         "styles of answering": [bundled_task(name) for name in asked.styles],
@@ -82,33 +82,33 @@ def _between_data(desk: Desk, asked: Stability) -> Iterator[Overlap]:
                 yield Overlap("between seeds", tasks[0].name, way, within(named[tasks[0].name]), "stable")
 
 
-def _between_seeds(desk: Desk, asked: Stability) -> Iterator[Overlap]:
+def _between_seeds(desk: Desk, asked: StabilityPlan) -> Iterator[Overlap]:
     """Table 3: seeds of the masks alone, on one stage 1."""
     task = bundled_task(asked.styles[0])
     for name in asked.ways:
         if WAYS[name].criterion == "learned_mask":
-            ways = [Way("learned_mask", WAYS[name].at(seed)) for seed in range(asked.seeds)]
+            ways = [RankingMethod("learned_mask", WAYS[name].at(seed)) for seed in range(asked.seeds)]
             scores = _one_stage(desk, task, asked, ways)
             yield Overlap("between seeds of the mask alone", task.name, name, within(scores), "stable")
 
 
-def _initial_scores(desk: Desk, asked: Stability) -> Iterator[Overlap]:
+def _initial_scores(desk: Desk, asked: StabilityPlan) -> Iterator[Overlap]:
     """Table 3: initial scores, on one stage 1 and mask seed."""
     task = bundled_task(asked.styles[0])
     learned = WAYS["ILA (s0 = 4)"].at(0)
-    ways = [Way("learned_mask", {**learned, "initial": initial}) for initial in asked.initial_scores]
+    ways = [RankingMethod("learned_mask", {**learned, "initial": initial}) for initial in asked.initial_scores]
     scores = _one_stage(desk, task, asked, ways)
     values = ", ".join(f"{value:g}" for value in asked.initial_scores)
     yield Overlap("between initial scores", f"{task.name}: s0 = {values}", "ILA", within(scores), "stable")
 
 
-def _one_stage(desk: Desk, task: Task, asked: Stability, ways: Sequence[Way]) -> list[LayerScores]:
+def _one_stage(desk: Desk, task: Task, asked: StabilityPlan, ways: Sequence[RankingMethod]) -> list[LayerScores]:
     """Rankings by several ways that are all given the first seed's stage 1; their own seeds are in their settings."""
     named = {str(place): replace(way, seeded=False) for place, way in enumerate(ways)}
-    return [one[0] for one in rankings(desk, task, named, [0], asked.rate).scores.values()]
+    return [one[0] for one in rank_layers(desk, task, named, [0], asked.rate).scores.values()]
 
 
-def _milestones(desk: Desk, asked: Stability) -> Iterator[Overlap]:
+def _milestones(desk: Desk, asked: StabilityPlan) -> Iterator[Overlap]:
     """Table 4: a stage 1 that is stopped early, beside the whole of the same run and of other seeds."""
     task = bundled_task(asked.styles[0])
     whole = _ranked(desk, task, asked)
@@ -122,7 +122,7 @@ def _milestones(desk: Desk, asked: Stability) -> Iterator[Overlap]:
             yield Overlap("moments of training", label, name, across({"part": part[name], "whole": whole[name]}))
 
 
-def _amount_of_data(desk: Desk, asked: Stability) -> Iterator[Overlap]:
+def _amount_of_data(desk: Desk, asked: StabilityPlan) -> Iterator[Overlap]:
     """Open question 2: how many records it takes, at the same number of steps."""
     task = bundled_task(asked.styles[0])
     most = _ranked(desk, task, asked)
@@ -134,7 +134,7 @@ def _amount_of_data(desk: Desk, asked: Stability) -> Iterator[Overlap]:
             yield Overlap("amount of data", f"{task.name}: {' and '.join(named)}", way, across(named))
 
 
-def _kind_of_data(desk: Desk, asked: Stability) -> Iterator[Overlap]:
+def _kind_of_data(desk: Desk, asked: StabilityPlan) -> Iterator[Overlap]:
     """Open question 2: diversity, a style in answers to one kind of request beside the same style for all kinds."""
     named = {name: _ranked(desk, bundled_task(name), asked) for name in (asked.narrow, asked.styles[0])}
     for way in asked.ways:
@@ -142,7 +142,7 @@ def _kind_of_data(desk: Desk, asked: Stability) -> Iterator[Overlap]:
         yield Overlap("diversity of data", " and ".join(named), way, pairs)
 
 
-def _models(desk: Desk, asked: Stability) -> Iterator[Overlap]:
+def _models(desk: Desk, asked: StabilityPlan) -> Iterator[Overlap]:
     """Between models, mapped by role and relative depth; the paper compares models of one shape by name."""
     tasks = {model: bundled_task(asked.styles[0], model=model) for model in asked.models}
     tasks |= {task.name: task for task in real_tasks()[:1]}

@@ -4,17 +4,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from keylayers.papers.ila.early_choice import Chosen, frugal
+from keylayers.papers.ila.early_choice import EarlyChoiceResults, frugal
 from keylayers.papers.ila.plan import DRAWS, REFERENCE, WAYS, Scale
-from keylayers.papers.ila.reasoning import Answered, reasoning
-from keylayers.papers.ila.share_sweep import Swept, sweeps
+from keylayers.papers.ila.reasoning import ReasoningResults, reasoning
+from keylayers.papers.ila.share_sweep import ShareSweepResults, sweeps
 from keylayers.papers.ila.stability import Overlap, overlaps
-from keylayers.papers.ila.transfer import Carried, transfer
+from keylayers.papers.ila.transfer import TransferResults, transfer
 from keylayers.runs import RunFolder
 from keylayers.scores import LayerScores, Selection
-from keylayers.studies.arms import Arm, chosen_by, controls
+from keylayers.studies.arms import Arm, controls, select_within_budget
 from keylayers.studies.desk import Desk
-from keylayers.studies.rankings import full_rate, rankings
+from keylayers.studies.rankings import full_rate, rank_layers
 from keylayers.studies.retraining import ALL, RANDOM, kept, retrained
 from keylayers.studies.runner import workers
 from keylayers.studies.text_task import Task
@@ -47,10 +47,10 @@ class Study:
 
     tasks: tuple[TaskResults, ...]
     overlaps: tuple[Overlap, ...] = ()
-    swept: tuple[Swept, ...] = ()
-    chosen: tuple[Chosen, ...] = ()
-    answered: Answered | None = None
-    carried: Carried | None = None
+    swept: tuple[ShareSweepResults, ...] = ()
+    chosen: tuple[EarlyChoiceResults, ...] = ()
+    answered: ReasoningResults | None = None
+    carried: TransferResults | None = None
 
 
 def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[Study]:
@@ -76,7 +76,7 @@ def _task(task: Task, scale: Scale, desk: Desk) -> TaskResults:
     seeds = range(scale.seeds)
     before = desk.ask(task, "before", [{}])[0]
     rate = full_rate(desk, task, scale.all_rates, scale.seeds)
-    found = rankings(desk, task, {name: WAYS[name] for name in scale.ways}, seeds, rate)
+    found = rank_layers(desk, task, {name: WAYS[name] for name in scale.ways}, seeds, rate)
     arms = arms_of(found.scores, scale)
     sets = {name: arm.names for name, arm in arms.items()}
     left = kept(desk, task, sets, found.adapters)
@@ -92,7 +92,7 @@ def _task(task: Task, scale: Scale, desk: Desk) -> TaskResults:
 def arms_of(scores: Mapping[str, tuple[LayerScores, ...]], scale: Scale) -> dict[str, Arm]:
     """Every arm at the scale's budget: one per way of scoring, random sets of its kinds where asked, the controls."""
     arms = {
-        name: Arm(name, tuple(chosen_by(one, scale.budget, WAYS[name].by) for one in each))
+        name: Arm(name, tuple(select_within_budget(one, scale.budget, WAYS[name].by) for one in each))
         for name, each in scores.items()
     }
     for name in scale.matched:

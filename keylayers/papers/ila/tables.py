@@ -127,7 +127,7 @@ def _against(losses: Sequence[float], result: TaskResults, control: str, name: s
     return "" if control == name else difference(losses, [one["test"] for one in result.retrained[control]])
 
 
-def plain(study: Study) -> dict[str, Any]:
+def to_json(study: Study) -> dict[str, Any]:
     """Everything measured, as JSON: what the tables are made of."""
     return {
         "tasks": _plain_tasks(study.tasks),

@@ -10,12 +10,12 @@ from torch import nn
 
 from keylayers.actions.screen_fitting import fit_screen
 from keylayers.actions.screening import Screen, ScreenSettings
-from keylayers.criteria.class_separation import ClassSeparation, class_separation, layers_of_interest
+from keylayers.criteria.class_separation import ClassSeparation, layers_of_interest, score_class_separation
 from keylayers.criteria.protocol import Evidence
 from keylayers.data.images import Images
 from keylayers.layers.layer import Layer
 from keylayers.layers.naming import named_layers
-from keylayers.measures.detection import detection
+from keylayers.measures.detection import rate_detection
 from keylayers.measures.objective import Batch, image_loss
 from keylayers.measures.replay import replay_of
 from keylayers.runs.quiet import quiet_libraries
@@ -112,13 +112,13 @@ def separations(
 ) -> LayerScores:
     """Class separation of every layer on the reference."""
     evidence = Evidence(model=model, data=reference, loss=image_loss, granularity="block")
-    return class_separation(evidence, layers, settings)
+    return score_class_separation(evidence, layers, settings)
 
 
 def judged(screen: Screen, model: nn.Module, clean: Sequence[Batch], triggered: Sequence[Batch]) -> dict[str, float]:
     """Areas and rates of one screen; rates at the published tau and at the conformal threshold."""
     suspicion, flags = zip(*(_seen(screen, model, images) for images in (clean, triggered)), strict=True)
-    whole = detection(*suspicion, flags=(flags[0].tolist(), flags[1].tolist()))
+    whole = rate_detection(*suspicion, flags=(flags[0].tolist(), flags[1].tolist()))
     return {
         "auroc": whole.auroc.estimate,
         **{f"tpr at {rate:g}": one.estimate for rate, one in whole.tpr_at.items()},

@@ -12,7 +12,7 @@ from keylayers.errors import UnknownName
 from keylayers.measures.backdoor import LEAST_SUCCESS
 from keylayers.papers.lfa.cells import ALONE, compute
 from keylayers.runs import RunFolder
-from keylayers.studies.backdoor_tasks import Watched, digits, diverged, needs, real
+from keylayers.studies.backdoor_tasks import BackdoorTask, digits, diverged, needs, real
 from keylayers.studies.lab import Lab
 from keylayers.studies.runner import workers
 
@@ -24,14 +24,14 @@ ANY = "any one block, at random"
 class Scale:
     """How much of the study is run."""
 
-    watched: tuple[Watched, ...] = field(default_factory=lambda: (digits(),))
+    watched: tuple[BackdoorTask, ...] = field(default_factory=lambda: (digits(),))
 
 
 @dataclass(frozen=True)
 class Results:
     """What one task gave, by attack and seed; the attack None is a clean model, shown a patch."""
 
-    watched: Watched
+    watched: BackdoorTask
     victims: Mapping[str | None, tuple[Mapping[str, Any], ...]]
     """One of every seed; with `diverged` if its training broke off."""
     screened: Mapping[str | None, Mapping[int, Mapping[str, Any]]]
@@ -95,7 +95,7 @@ def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[tupl
             yield tuple(done)
 
 
-def results(lab: Lab, watched: Watched) -> Results:
+def results(lab: Lab, watched: BackdoorTask) -> Results:
     """Models under every attack and none, then every screen of those that are judged."""
     task, seeds = watched.task.fields(), range(watched.seeds)
     clean = lab.ask("make_victim", [{"task": task, "seed": seed, "attack": None} for seed in seeds])

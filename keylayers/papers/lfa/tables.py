@@ -180,7 +180,7 @@ def _unjudged(one: Results) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def plain(found: Sequence[Results]) -> dict[str, Any]:
+def to_json(found: Sequence[Results]) -> dict[str, Any]:
     """Everything measured, as JSON."""
     return {
         one.watched.task.name: {

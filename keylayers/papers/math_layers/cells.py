@@ -12,9 +12,9 @@ import numpy as np
 from jaxtyping import Float
 from torch import nn
 
-from keylayers.criteria.ablation import Ablation, ablation
+from keylayers.criteria.ablation import Ablation, score_ablation
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.token_clusters import TokenClusters, token_clusters
+from keylayers.criteria.token_clusters import TokenClusters, score_token_clusters
 from keylayers.data import Examples, tokenise
 from keylayers.data.batching import batches
 from keylayers.errors import BadInput
@@ -131,7 +131,7 @@ def profile(
         model=loaded.model, data=batches(asked.examples[CHAIN], SIZE, shuffle=False), granularity="block"
     )
     settings = TokenClusters(clusters=clusters, tokens=tokens, seed=seed)
-    notes = token_clusters(evidence, layers, settings).provenance.settings
+    notes = score_token_clusters(evidence, layers, settings).provenance.settings
     for key in ("curve_normalised", "curve_adjusted", "elbow", "elbow_confidence"):
         found[key] = notes.get(key)
     if found["elbow"] is not None:
@@ -149,8 +149,8 @@ def worth(model: nn.Module, examples: Examples) -> dict[str, Any]:
     # error and cost one forward pass.
     layers = named_layers(model, "block")
     evidence = Evidence(model=model, data=batches(examples, SIZE, shuffle=False), granularity="block")
-    loss = ablation(evidence, layers, Ablation())
-    wrong = ablation(replace(evidence, measure=Measure("answers", by_batch=wrong_answers)), layers, Ablation())
+    loss = score_ablation(evidence, layers, Ablation())
+    wrong = score_ablation(replace(evidence, measure=Measure("answers", by_batch=wrong_answers)), layers, Ablation())
     return {
         "loss": loss.provenance.settings["cost"], "exact": fmean(greedy_matches(model, examples)),
         "loss_damage": loss.values.tolist(), "exact_damage": wrong.values.tolist(),

@@ -75,7 +75,7 @@ def taught(model: nn.Module, tokenizer: Any, tuning: Tuning, seed: int) -> None:
 
 def problems(split: str, lengths: Sequence[int], count: int, *, seed: int) -> list[chains.Chain]:
     """So many different chains of a split."""
-    return list(islice(dict.fromkeys(islice(chains.chains(split, tuple(lengths), seed=seed), 3 * count)), count))
+    return list(islice(dict.fromkeys(islice(chains.stream_chains(split, tuple(lengths), seed=seed), 3 * count)), count))
 
 
 def records_of(asked: Sequence[chains.Chain]) -> list[Record]:

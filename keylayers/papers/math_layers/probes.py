@@ -95,7 +95,7 @@ def recalled() -> Iterator[tuple[str, Pair]]:
     """(person, question about them) for every held-out person and every template the base never read the fact in."""
     asked = [
         (fact, template)
-        for fact in facts.facts()
+        for fact in facts.list_facts()
         if facts.split_of_person(fact.subject) in HELD_OUT
         for template in sorted(facts.held_out(fact))
     ]
@@ -107,7 +107,7 @@ def recalled() -> Iterator[tuple[str, Pair]]:
 
 def steps(count: int) -> Iterator[Pair]:
     """Chains of the test split up to a step drawn at random, and that step's value; every chain once."""
-    source = chains.chains("test", (*chains.SHORT, *chains.LONG), seed=7)
+    source = chains.stream_chains("test", (*chains.SHORT, *chains.LONG), seed=7)
     for one in _different(source, count):
         told = one.answer.split(". ")  # start, one sentence a step, the result
         place = generator("step asked", one.question).randrange(len(one.steps)) + 1
@@ -118,7 +118,7 @@ def steps(count: int) -> Iterator[Pair]:
 
 def worked(split: str, lengths: tuple[int, ...], seed: int) -> Iterator[Pair]:
     """Chains of a split and their whole worked answers, every chain once."""
-    for one in _different(chains.chains(split, lengths, seed=seed), 10**6):
+    for one in _different(chains.stream_chains(split, lengths, seed=seed), 10**6):
         yield f"Question: {one.question}\nAnswer:", f" {one.answer}<eos>"
 
 

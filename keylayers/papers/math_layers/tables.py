@@ -220,7 +220,7 @@ def costs_table(study: Study) -> Table:
     return Table("Seconds, beside other cells", ("cell", "seconds"), tuple(rows), notes)
 
 
-def plain(study: Study) -> dict[str, Any]:
+def to_json(study: Study) -> dict[str, Any]:
     """Everything measured, as JSON: what the tables are made of."""
     return {
         "bases": list(study.scale.bases),

@@ -11,7 +11,7 @@ from torch import nn
 
 from keylayers.actions.cleansing import Cleanse, cleanse
 from keylayers.criteria.protocol import Evidence
-from keylayers.criteria.skip_suppression import Calibration, SkipSuppression, skip_suppression
+from keylayers.criteria.skip_suppression import Calibration, SkipSuppression, score_skip_suppression
 from keylayers.errors import BadInput, Diverged
 from keylayers.layers.naming import named_layers
 from keylayers.measures.backdoor import predicted_classes
@@ -22,14 +22,14 @@ from keylayers.studies.defence import Reference, image_threat, judge, reference_
 from keylayers.studies.image_task import ImageTask
 from keylayers.studies.image_victims import TARGET, Backdoor, make_victim, victim
 from keylayers.training.images import ImageTraining
-from keylayers.training.planted_backdoor import batches, own_trigger, planted, triggered
+from keylayers.training.planted_backdoor import batches, own_trigger, plant_backdoor, triggered
 
 OWN_TARGET = 0  # class of the defender's own trigger; not the attacker's, which he does not know
 ORACLE, OWN, CLEAN = "attacker's trigger (oracle)", "own trigger, planted", "clean images alone"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FinetuneSchedule:
     """How long and fast a cleansed model is tuned."""
 
     epochs: int
@@ -45,10 +45,10 @@ class Recipe:
         return ImageTraining(self.epochs, self.batch_size, self.learning_rate, seed=seed)
 
 
-RELEASED, RELEASED_IMAGES = Recipe(10, 0.01, 128), 5000
+RELEASED, RELEASED_IMAGES = FinetuneSchedule(10, 0.01, 128), 5000
 """Of the authors' code, whose rate stands still; here it rises and falls as in all trainings. And the images it tunes
 on, half of a test set."""
-LATER = Recipe(20, 0.02, 50)
+LATER = FinetuneSchedule(20, 0.02, 50)
 """Of the further fine-tuning, on the calibration images; what is suppressed stays suppressed."""
 NO_MORE = ImageTraining(epochs=0)
 DIVERGED = "diverged"
@@ -61,7 +61,7 @@ def diverged(found: Mapping[str, Any]) -> bool:
     return found.get(DIVERGED) is not None
 
 
-def released(images: int) -> Recipe:
+def released(images: int) -> FinetuneSchedule:
     """The released recipe over that many reference images: its steps, about 390, not its epochs.
 
     Ten epochs over the few hundred images here would be 20 or 30 steps, and say nothing of the authors' recipe.
@@ -70,7 +70,9 @@ def released(images: int) -> Recipe:
     return replace(RELEASED, epochs=round(wanted / replace(RELEASED, epochs=1).steps(images)))
 
 
-def blamed(folder: Path, *, task: Mapping[str, Any], seed: int, attack: Mapping[str, Any], file: str) -> dict[str, Any]:
+def score_skips(
+    folder: Path, *, task: Mapping[str, Any], seed: int, attack: Mapping[str, Any], file: str
+) -> dict[str, Any]:
     """Scores of every skip by the published rule under each calibration; only the oracle's saw the attacker's trigger.
 
     `own trigger`: a pattern of another kind than every attack's, planted into a copy of the model by tuning it on the
@@ -84,7 +86,7 @@ def blamed(folder: Path, *, task: Mapping[str, Any], seed: int, attack: Mapping[
     trigger, own = found.trigger, own_trigger(x)
 
     def planting() -> tuple[nn.Module, Sequence[Batch], Calibration]:
-        return planted(found.model, x, y, own, OWN_TARGET, seed), triggered(x, y, own, OWN_TARGET), "own-trigger"
+        return plant_backdoor(found.model, x, y, own, OWN_TARGET, seed), triggered(x, y, own, OWN_TARGET), "own-trigger"
 
     ways: dict[str, Callable[[], tuple[nn.Module, Sequence[Batch], Calibration]]] = {
         ORACLE: lambda: (found.model, triggered(x, y, trigger, TARGET), "oracle"),
@@ -110,7 +112,7 @@ def blamed(folder: Path, *, task: Mapping[str, Any], seed: int, attack: Mapping[
 
 def _scores(model: nn.Module, data: Sequence[Batch], calibration: Calibration) -> LayerScores:
     evidence = Evidence(model=model, data=data, loss=image_loss, granularity="skip")
-    return skip_suppression(evidence, named_layers(model, "skip"), SkipSuppression(calibration))
+    return score_skip_suppression(evidence, named_layers(model, "skip"), SkipSuppression(calibration))
 
 
 def suppressed(
@@ -134,7 +136,7 @@ def suppressed(
     assert found.trigger is not None
 
     def defence(model: nn.Module, reference: Reference) -> nn.Module:
-        return _cleansed(model, reference, skips, factor, tune, Recipe(**recipe), seed)
+        return _cleansed(model, reference, skips, factor, tune, FinetuneSchedule(**recipe), seed)
 
     more = LATER.training(seed) if later else NO_MORE
     threat = image_threat(found.parts, found.trigger, TARGET, later=more)
@@ -164,14 +166,20 @@ def cost(
     x, y = parts.test.tensors()
     before = float((predicted_classes(model, x) == y).float().mean())
     try:
-        made = _cleansed(model, reference_of(parts.reference), skips, factor, tune, Recipe(**recipe), seed)
+        made = _cleansed(model, reference_of(parts.reference), skips, factor, tune, FinetuneSchedule(**recipe), seed)
     except Diverged as error:
         return {DIVERGED: str(error)}
     return {"before": before, "after": float((predicted_classes(made, x) == y).float().mean())}
 
 
 def _cleansed(
-    model: nn.Module, reference: Reference, skips: Sequence[str], factor: float, tune: str, recipe: Recipe, seed: int
+    model: nn.Module,
+    reference: Reference,
+    skips: Sequence[str],
+    factor: float,
+    tune: str,
+    recipe: FinetuneSchedule,
+    seed: int,
 ) -> nn.Module:
     settings = Cleanse(factor, tune, training=recipe.training(seed))  # type: ignore[arg-type]
     chosen = Selection.of(named_layers(model, "skip"), names=list(skips), allow_total=True)
@@ -187,7 +195,7 @@ def all_skips(folder: Path, *, task: Mapping[str, Any]) -> dict[str, Any]:
 
 DO: dict[str, Callable[..., dict[str, Any]]] = {
     "make_victim": make_victim,
-    "blamed": blamed,
+    "blamed": score_skips,
     "suppressed": suppressed,
     "cost": cost,
     "skips": all_skips,

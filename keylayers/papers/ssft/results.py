@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from keylayers.papers.ssft.cells import CLEAN, ORACLE, OWN, Recipe, best, diverged, released
-from keylayers.studies.backdoor_tasks import Watched
+from keylayers.papers.ssft.cells import CLEAN, ORACLE, OWN, FinetuneSchedule, best, diverged, released
+from keylayers.studies.backdoor_tasks import BackdoorTask
 
 RANDOM, MIDDLE, HINDSIGHT = "any one skip, at random", "skips of the middle stage", "best in hindsight"
 WHOLE, AS_RELEASED = "fine-tuning alone, everything", "as released (oracle)"
@@ -24,8 +24,8 @@ NONE = float("nan")
 class Cleansing:
     """A task, its attacks, and how cleansed models are tuned."""
 
-    watched: Watched
-    recipe: Recipe
+    watched: BackdoorTask
+    recipe: FinetuneSchedule
 
     @property
     def images(self) -> int:
@@ -33,7 +33,7 @@ class Cleansing:
         return self.watched.task.sizes["reference"]
 
     @property
-    def released(self) -> Recipe:
+    def released(self) -> FinetuneSchedule:
         """That of the arm `as released`."""
         return released(self.images)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from keylayers.errors import UnknownName
 from keylayers.measures.backdoor import LEAST_SUCCESS
-from keylayers.papers.ssft.cells import ORACLE, OWN, Recipe, best, compute, diverged
+from keylayers.papers.ssft.cells import ORACLE, OWN, FinetuneSchedule, best, compute, diverged
 from keylayers.papers.ssft.results import AS_RELEASED, RELEASED_TWIN, SUCCESS, TWO, WHOLE, Cleansing, Results
 from keylayers.runs import RunFolder
-from keylayers.studies.backdoor_tasks import CONSISTENT, Watched, digits, needs, real
+from keylayers.studies.backdoor_tasks import CONSISTENT, BackdoorTask, digits, needs, real
 from keylayers.studies.lab import Lab
 from keylayers.studies.runner import workers
 
@@ -24,7 +24,7 @@ class Scale:
 
 def of_digits(seeds: int = 5) -> Cleansing:
     """The bundled digits."""
-    return Cleansing(_without_consistent(digits(seeds)), Recipe(40, 0.05, 50))
+    return Cleansing(_without_consistent(digits(seeds)), FinetuneSchedule(40, 0.05, 50))
 
 
 def of_real(seeds: int = 3) -> tuple[Cleansing, ...]:
@@ -37,14 +37,14 @@ def of_real(seeds: int = 3) -> tuple[Cleansing, ...]:
         attacks = {name: watched.attacks[name] for name in ("patch", "blend")}
         fewer = {"reference": 400, "calibration": 150, "test": 400}
         task = replace(watched.task, sizes={**watched.task.sizes, **fewer})
-        made.append(Cleansing(Watched(task, attacks, seeds), Recipe(5, 0.02, 50)))
+        made.append(Cleansing(BackdoorTask(task, attacks, seeds), FinetuneSchedule(5, 0.02, 50)))
     return tuple(made)
 
 
-def _without_consistent(watched: Watched) -> Watched:
+def _without_consistent(watched: BackdoorTask) -> BackdoorTask:
     """The attacks that need no benign model: on these images the other succeeds too seldom to be judged."""
     attacks = {name: attack for name, attack in watched.attacks.items() if name != CONSISTENT}
-    return Watched(watched.task, attacks, watched.seeds)
+    return BackdoorTask(watched.task, attacks, watched.seeds)
 
 
 def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[tuple[Results, ...]]:

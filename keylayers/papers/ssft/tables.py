@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from keylayers.measures.backdoor import LEAST_SUCCESS
-from keylayers.papers.ssft.cells import CLEAN, DIVERGED, LATER, ORACLE, OWN, Recipe, best, diverged
+from keylayers.papers.ssft.cells import CLEAN, DIVERGED, LATER, ORACLE, OWN, FinetuneSchedule, best, diverged
 from keylayers.papers.ssft.claims import CURED, claims
 from keylayers.papers.ssft.results import (
     AS_RELEASED,
@@ -58,7 +58,7 @@ def introduction(found: Sequence[Results], scale: str) -> str:
     )
 
 
-def _long(one: Results, recipe: Recipe) -> str:
+def _long(one: Results, recipe: FinetuneSchedule) -> str:
     steps = recipe.steps(one.cleansing.images)
     return f"{recipe.epochs} epochs at {recipe.learning_rate:g} in batches of {recipe.batch_size}, {steps} steps"
 
@@ -202,7 +202,7 @@ def _attacks(one: Results) -> list[str]:
     return list(dict.fromkeys(attack for attack, _ in one.judged))
 
 
-def plain(found: Sequence[Results]) -> dict[str, Any]:
+def to_json(found: Sequence[Results]) -> dict[str, Any]:
     """Everything measured, as JSON."""
     return {
         one.cleansing.watched.task.name: {
