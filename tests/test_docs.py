@@ -30,7 +30,7 @@ def test_the_worked_example_scores_weights_of_constant_two_as_two():
         for parameter in model.parameters():
             parameter.fill_(2.0)
     layers = named_layers(model)
-    scores = module.weight_rms(Evidence(model=model), layers)
+    scores = module.score_weight_rms(Evidence(model=model), layers)
     np.testing.assert_allclose(scores.values, 2.0)
     assert scores.criterion == "weight_rms" and len(python_blocks("CONTRIBUTING.md")[0].splitlines()) <= 40
 

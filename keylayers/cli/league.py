@@ -24,9 +24,9 @@ def run_league(options: Mapping[str, Any]) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     quiet_libraries()
     from keylayers.data.sources import source_files
-    from keylayers.league.play import play
+    from keylayers.league.play import play_league
     from keylayers.league.standings import draw_standings
-    from keylayers.league.tables import introduction, picture_of, tables, to_json
+    from keylayers.league.tables import introduction, make_tables, picture_of, to_json
     from keylayers.runs import Given, open_run, write_json, write_text
     from keylayers.studies.pages import page
 
@@ -40,9 +40,9 @@ def run_league(options: Mapping[str, Any]) -> None:
     read = [source_files(one) for one in (*(options["data"] or ()), options["control"])]
     given = Given((options["model"],), tuple(file for files in read for file in files))
     with open_run(folder, "league", settings, given=given, fresh=options["fresh"]) as run:
-        for played in play(league, run, options["processes"]):
+        for played in play_league(league, run, options["processes"]):
             write_json(folder / FIGURES, json.loads(redact_paths(json.dumps({"games": to_json(played)}))))
-            text = redact_paths(page("The league of criteria", introduction(played), tables(played)))
+            text = redact_paths(page("The league of criteria", introduction(played), make_tables(played)))
             write_text(folder / PAGE, UNFINISHED + text)
             draw_standings(picture_of(played), folder)
             say(f"so far in {folder / PAGE}")

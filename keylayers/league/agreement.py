@@ -61,7 +61,7 @@ def untuned(ways: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in ways if name != KINDS and (name not in ENTRANTS or ENTRANTS[name].share is None))
 
 
-def agreement(first: Gains, second: Gains, ways: Sequence[str]) -> Agreement:
+def compare_leagues(first: Gains, second: Gains, ways: Sequence[str]) -> Agreement:
     """How far two leagues agree on these ways. Raises BadInput for fewer than three, whose order says nothing."""
     if len(ways) < 3:
         raise BadInput(f"the leagues share {len(ways)} ways of choosing layers; expected at least 3 to compare.")
@@ -85,7 +85,7 @@ def rows(first: Gains, second: Gains) -> list[tuple[str, ...]]:
     found = []
     for label, ways in groups.items():
         if len(ways) >= 3 or ways is shared:
-            one = agreement(first, second, ways)
+            one = compare_leagues(first, second, ways)
             found.append(
                 (
                     label, f"{len(ways)}", f"{one.between.value:.2f}", f"{one.between.p_value:.2g}",

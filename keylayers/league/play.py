@@ -67,7 +67,7 @@ class LeagueResult:
         return recovered_gain(self.before["test"], losses, full)
 
 
-def play(league: League, run: RunFolder, processes: int = 2) -> Iterator[tuple[LeagueResult, ...]]:
+def play_league(league: League, run: RunFolder, processes: int = 2) -> Iterator[tuple[LeagueResult, ...]]:
     """What is known after every task and budget; what is finished is kept in the run folder, cell by cell."""
     played: list[LeagueResult] = []
     with workers(processes) as pool:

@@ -18,9 +18,13 @@ from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, l
 from keylayers.studies.retraining import ALL, RANDOM, blow_ups
 
 
-def tables(played: Sequence[LeagueResult]) -> list[Table]:
+def make_tables(played: Sequence[LeagueResult]) -> list[Table]:
     """Standings first, then claims, then every task and budget."""
-    return [standings(played), ledger(adjusted(claims(played)), "Does it beat random layers?"), *map(table_of, played)]
+    return [
+        standings(played),
+        ledger(adjusted(list_claims(played)), "Does it beat random layers?"),
+        *map(table_of, played),
+    ]
 
 
 def introduction(played: Sequence[LeagueResult]) -> str:
@@ -118,7 +122,7 @@ def gain(played: Sequence[LeagueResult], name: str) -> Float[np.ndarray, " seeds
     return np.mean([one.gains(name) for one in played], axis=0)
 
 
-def claims(played: Sequence[LeagueResult]) -> list[Claim]:
+def list_claims(played: Sequence[LeagueResult]) -> list[Claim]:
     """For each arm, over all games: does it recover more of the gain than random sets of the same size; if it scores
     blocks, than blocks at random?
 

@@ -98,7 +98,7 @@ def clear_gain(base: ExampleLosses, tuned: ExampleLosses, what: str) -> Interval
     return gain
 
 
-def gain_curve(
+def bound_gains(
     base: ExampleLosses,
     tuned: ExampleLosses,
     kept: Mapping[int, ExampleLosses],

@@ -20,7 +20,7 @@ def _ila() -> Paper:
         "ILA and its rivals, measured",
         plan.scale_of,
         study.reproduce,
-        lambda results, scale: (tables.introduction(results.tasks, scale), tables.tables(results)),
+        lambda results, scale: (tables.introduction(results.tasks, scale), tables.make_tables(results)),
         tables.to_json,
         missing,
     )
@@ -49,7 +49,7 @@ def _math_layers() -> Paper:
         "Layers for mathematics, measured",
         plan.scale_of,
         study.reproduce,
-        lambda results, scale: (tables.introduction(results, scale), tables.tables(results)),
+        lambda results, scale: (tables.introduction(results, scale), tables.make_tables(results)),
         tables.to_json,
     )
 
@@ -64,7 +64,7 @@ def _data_oblivious() -> Paper:
         "Data-oblivious critical layers, measured",
         plan.scale_of,
         study.reproduce,
-        lambda results, scale: (tables.introduction(results, scale), tables.tables(results)),
+        lambda results, scale: (tables.introduction(results, scale), tables.make_tables(results)),
         results_json.to_json,
         missing,
     )
@@ -77,7 +77,7 @@ def _lfa() -> Paper:
         "Layer-wise feature analysis, measured",
         study.scale_of,
         study.reproduce,
-        lambda results, scale: (tables.introduction(results, scale), tables.tables(results)),
+        lambda results, scale: (tables.introduction(results, scale), tables.make_tables(results)),
         tables.to_json,
         lambda scale: None if len(scale.watched) > 1 or scale == study.scale_of("smoke") else NO_IMAGES,
     )
@@ -90,7 +90,7 @@ def _ssft() -> Paper:
         "Suppressing shortcuts, measured",
         study.scale_of,
         study.reproduce,
-        lambda results, scale: (tables.introduction(results, scale), tables.tables(results)),
+        lambda results, scale: (tables.introduction(results, scale), tables.make_tables(results)),
         tables.to_json,
         lambda scale: None if len(scale.cleansings) > 1 or scale == study.scale_of("smoke") else NO_IMAGES,
     )
@@ -103,7 +103,7 @@ def _clat() -> Paper:
         "CLAT and its controls, measured",
         study.scale_of,
         study.reproduce,
-        lambda results, scale: (tables.introduction(results, scale), tables.tables(results)),
+        lambda results, scale: (tables.introduction(results, scale), tables.make_tables(results)),
         tables.to_json,
         lambda scale: None if len(scale.hardenings) > 1 or scale == study.scale_of("smoke") else NO_IMAGES,
     )

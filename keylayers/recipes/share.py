@@ -17,7 +17,7 @@ from keylayers.inputs.reachable import scores_within_reach
 from keylayers.inputs.scores_fit import check_scores_fit
 from keylayers.inputs.text import Inputs, prepare_data, require_unseen, tuned_place
 from keylayers.layers.gating import gated
-from keylayers.measures.gain_curve import GainCurve, between, clear_gain, gain_curve, grid
+from keylayers.measures.gain_curve import GainCurve, between, bound_gains, clear_gain, grid
 from keylayers.measures.loss import ExampleLosses, example_losses
 from keylayers.models import deltas_of
 from keylayers.runs import Progress, RunFolder, note, read_run
@@ -171,7 +171,7 @@ class _Work:
         for k in sizes:
             kept[k], *random[k] = [self.losses(records, *one, bar=bar) for one in self.sets(k).items()]
         count, what = len(self.scores.layers), f"{records.name} records"
-        return gain_curve(*self.ends(records), kept, random, layers=count, what=what)
+        return bound_gains(*self.ends(records), kept, random, layers=count, what=what)
 
     def sets(self, k: int) -> dict[str, LayerMask]:
         """The layers kept at that size: the most critical, and as many of each random order of the same kinds."""

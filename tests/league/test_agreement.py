@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keylayers.league.agreement import agreement, read_gains, rows, untuned
+from keylayers.league.agreement import compare_leagues, read_gains, rows, untuned
 from keylayers.league.entrants import ENTRANTS
 from tests.league.tiny_leagues import league, rising
 
@@ -39,7 +39,7 @@ def test_between_seeds_stands_what_a_league_repeats_of_itself(tmp_path):
     for place, name in enumerate(loud):  # two seeds rise, two fall: of six pairs two agree and four are reversed
         loud[name] = [0.02 * place] * 2 + [-0.02 * place + 0.001 * place] * 2
     first, second = (read_gains(league(tmp_path / f"{n}.json", one)) for n, one in enumerate((quiet, loud)))
-    assert agreement(first, second, BLIND[:6]).within == pytest.approx((1.0, -1 / 3))
+    assert compare_leagues(first, second, BLIND[:6]).within == pytest.approx((1.0, -1 / 3))
 
 
 def test_rivals_that_are_drawn_see_no_tuning():

@@ -65,7 +65,7 @@ def test_random_sets_of_its_kinds_show_how_much_of_the_best_is_kinds(played):
         for best, drawn in zip(one.chosen[BEST], one.chosen[KINDS], strict=True):
             assert Counter(map(kinds.get, best)) == Counter(map(kinds.get, drawn)) and set(best) != set(drawn)
     text = f"{BEST} beats {KINDS}"
-    (found,) = [claim for claim in tables.claims(played) if claim.text == text]
+    (found,) = [claim for claim in tables.list_claims(played) if claim.text == text]
     ours, theirs = (tables.gain(played, name) for name in (BEST, KINDS))
     assert found.effect.interval.estimate == pytest.approx(np.mean(ours - theirs))
 
@@ -119,10 +119,10 @@ def test_standings_and_claims_follow_from_the_games(played):
     assert order[0] == "midpoint" and order[-3:] == ["midpoint, reversed", THIN, TURNS] and ALL not in order
     assert {row[3] for row in table.rows} == {"100.0%, 100.0%"}  # in the planted world every arm trains one parameter
     assert table.rows[0][1] == "1.000 ± 0.000" and tables.ranks(played).shape == (2, 6, len(order))
-    verdicts = {claim.text: claim.verdict for claim in tables.claims(played)}
+    verdicts = {claim.text: claim.verdict for claim in tables.list_claims(played)}
     assert verdicts[f"midpoint beats {RANDOM}"] == "supported"
     assert verdicts[f"midpoint, reversed beats {RANDOM}"] == "contradicted"
-    found = tables.tables(played)
+    found = tables.make_tables(played)
     assert len(found) == 4 and all(len(row) == len(one.columns) for one in found for row in one.rows)
     assert tables.to_json(played)[0]["arms"]["midpoint"]["trained"][0]["test"] < 10
 

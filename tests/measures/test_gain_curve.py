@@ -8,7 +8,7 @@ from scipy import stats
 
 from keylayers.errors import BadInput
 from keylayers.measures import t_interval
-from keylayers.measures.gain_curve import GainCurve, Kept, _bounds, between, clear_gain, gain_curve, grid
+from keylayers.measures.gain_curve import GainCurve, Kept, _bounds, between, bound_gains, clear_gain, grid
 from keylayers.measures.loss import ExampleLosses
 
 TOKENS = np.array([3, 5, 2, 8, 4, 6])
@@ -29,7 +29,7 @@ def curve_of(lows: dict[int, float]) -> GainCurve:
 def test_shares_of_proportional_gains_are_exact_and_certain():
     base, gain = np.linspace(9, 20, 6), np.array([2.0, 1.0, 3.0, 2.5, 1.5, 2.0])
     shares = {1: -0.25, 3: 0.5, 8: 1.0}
-    found = gain_curve(
+    found = bound_gains(
         losses(base, TOKENS),
         losses(base - gain, TOKENS),
         {k: losses(base - share * gain, TOKENS) for k, share in shares.items()},
@@ -57,7 +57,7 @@ def sample(rng: np.random.Generator, count: int, share: float, skewed: bool = Fa
 
 def test_bounds_equal_the_delta_method_on_much_normal_data():
     base, tuned, kept = sample(np.random.default_rng(0), 2000, 0.8)
-    point = gain_curve(base, tuned, {3: kept}, {3: [base] * 5}, layers=9).points[0]
+    point = bound_gains(base, tuned, {3: kept}, {3: [base] * 5}, layers=9).points[0]
     part, whole = base.nats - kept.nats, base.nats - tuned.nats
     error = np.std(part - point.share * whole, ddof=1) / np.sqrt(2000) / whole.mean()
     assert point.share - point.low == pytest.approx(1.645 * error, rel=0.06)
@@ -110,7 +110,7 @@ def test_where_many_resamples_have_no_gain_the_bounds_hold_nothing_back():
 def test_the_curve_does_not_depend_on_the_unit_of_loss(scale, seed):
     base, tuned, kept = sample(np.random.default_rng(seed), 30, 0.7)
     first, second = (
-        gain_curve(
+        bound_gains(
             *(losses(one.nats * factor) for one in (base, tuned)),
             {1: losses(kept.nats * factor)},
             {1: [losses(tuned.nats * factor)] * 5},
@@ -164,11 +164,11 @@ def test_no_gain_an_unclear_gain_and_other_examples_are_refused():
     with pytest.raises(BadInput, match=r"gain on 40 test records cannot be told from none.*`held_out`"):
         clear_gain(base, noisy, "test records")
     with pytest.raises(BadInput, match="4 random sets of 2 layers: expected at least 5"):
-        gain_curve(base, tuned, {2: kept}, {2: [kept] * 4}, layers=3)
+        bound_gains(base, tuned, {2: kept}, {2: [kept] * 4}, layers=3)
     other = ExampleLosses(kept.nats, kept.tokens, kept.origins[::-1])
     with pytest.raises(BadInput, match="different examples"):
-        gain_curve(base, tuned, {2: other}, {2: [kept] * 5}, layers=3)
+        bound_gains(base, tuned, {2: other}, {2: [kept] * 5}, layers=3)
     with pytest.raises(BadInput, match="different examples"):
-        gain_curve(base, tuned, {2: kept}, {2: [*[kept] * 4, losses(kept.nats, kept.tokens + 1)]}, layers=3)
+        bound_gains(base, tuned, {2: kept}, {2: [*[kept] * 4, losses(kept.nats, kept.tokens + 1)]}, layers=3)
     with pytest.raises(BadInput, match="at least 2"):
         grid(10, 1)

@@ -14,7 +14,7 @@ from keylayers.measures.robustness import Outcomes
 from keylayers.papers.clat import cells, study
 from keylayers.papers.clat.cells import ALL, EVERY, RANDOM, Plan
 from keylayers.papers.clat.study import ARMS, RIFT, START, Hardening, Results, Scale, digits, real, reproduce, scale_of
-from keylayers.papers.clat.tables import SLOW, arms_table, claims, introduction, tables, to_json
+from keylayers.papers.clat.tables import SLOW, arms_table, introduction, list_claims, make_tables, to_json
 from keylayers.runs import open_run
 from keylayers.scores import Selection
 from keylayers.studies.image_task import ImageTask
@@ -151,7 +151,7 @@ def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monk
     with open_run(folder, "study", {}) as run:
         (again,) = list(reproduce(Scale((one.hardening,)), run, processes=1))
     assert json.dumps(to_json(again)) == json.dumps(to_json([one]))
-    text = page("Title", introduction([one], "smoke"), tables([one]))
+    text = page("Title", introduction([one], "smoke"), make_tables([one]))
     assert f"{one.values('CLAT', 'clean').mean():.3f} ±" in text and "null result" in text
 
 
@@ -174,7 +174,7 @@ def test_claims_follow_the_accuracies(found, rival, verdict):
         "random layers": seen(rival, 1.5 - rival),
     }
     arms["RiFT"] = tuple({**one, "share": 0.5} for one in seen(0.0, 0.55, 0))
-    told = {one.text.removeprefix("few digits: "): one for one in claims(Results(found[0].hardening, arms))}
+    told = {one.text.removeprefix("few digits: "): one for one in list_claims(Results(found[0].hardening, arms))}
     expected = {
         "CLAT beats random layers, robust accuracy after the last epoch": (0.7 - rival, verdict),
         "CLAT beats random layers, clean accuracy after the last epoch": (rival - 0.7, opposite.get(verdict, verdict)),
@@ -188,7 +188,7 @@ def test_claims_follow_the_accuracies(found, rival, verdict):
         assert told[text].verdict == said, text
         assert told[text].effect.interval.estimate == pytest.approx(effect), text
     arms["RiFT"] = tuple({**one, "share": 0.0} for one in arms["RiFT"])
-    assert not any(one.text.startswith("few digits: RiFT") for one in claims(Results(found[0].hardening, arms)))
+    assert not any(one.text.startswith("few digits: RiFT") for one in list_claims(Results(found[0].hardening, arms)))
 
 
 def test_a_published_network_is_tested_on_images_it_never_saw(tmp_path, monkeypatch):

@@ -16,16 +16,16 @@ from keylayers.papers.data_oblivious.block_sets import (
     LEAST,
     MIXED,
     OTHERS,
-    block_sets,
+    list_block_sets,
     random_blocks,
     size_of,
 )
 from keylayers.papers.data_oblivious.block_training import NONE, Adapted
-from keylayers.papers.data_oblivious.claims import claims, worth_training
+from keylayers.papers.data_oblivious.claims import list_claims, worth_training
 from keylayers.papers.data_oblivious.plan import Adaptation, Base, Defence, Removal, Scale, scale_of
 from keylayers.papers.data_oblivious.poison import Poison
 from keylayers.papers.data_oblivious.results_json import to_json
-from keylayers.papers.data_oblivious.tables import adaptation_table, introduction, tables
+from keylayers.papers.data_oblivious.tables import adaptation_table, introduction, make_tables
 from keylayers.runs import open_run
 from keylayers.studies.pages import page
 from keylayers.studies.retraining import ALL, LearningRateGrid
@@ -106,13 +106,13 @@ def test_a_finished_study_is_read_back_wherever_its_folder_is(study, scale, monk
 
 def test_the_page_holds_every_part_and_its_figures_are_those_measured(study):
     found, _ = study
-    text = page("Data-oblivious", introduction(found, "smoke"), tables(found))
+    text = page("Data-oblivious", introduction(found, "smoke"), make_tables(found))
     for one in (*found.adapted, *found.defended, *found.removed):
         assert f"{one.start.name}: {one.task.name}" in text
     for one in found.adapted:
         for arm in one.trained:
             assert f"{np.mean(one.losses(arm)):.3f}" in text
-    told = [one.text for one in claims(found)]
+    told = [one.text for one in list_claims(found)]
     assert len(told) == len(set(told)) and all(one in text for one in told)
     assert json.loads(json.dumps(to_json(found)))["profiles"][0]["order"] == list(found.profiled[0].order)
 
@@ -150,14 +150,14 @@ def test_claims_follow_the_losses(study, others, verdict):
 
 def test_random_sets_are_other_sets_of_the_size():
     assert size_of(0.25, 12) == 3 and size_of(0.01, 12) == 1 and size_of(0.99, 5) == 4
-    sets = block_sets((4, 0, 3, 1, 2), 2, draws=3)
+    sets = list_block_sets((4, 0, 3, 1, 2), 2, draws=3)
     assert sets[CRITICAL](0) == [(0, 4)] and sets[LEAST](7) == [(1, 2)] and sets[LAST](0) == [(3, 4)]
     for seed in range(5):
         assert sorted(sets[OTHERS](seed)) == [(1, 2), (1, 3), (2, 3)]
-    most = block_sets(tuple(range(12)), 5, draws=4)
+    most = list_block_sets(tuple(range(12)), 5, draws=4)
     assert most[OTHERS](0) == most[OTHERS](0) != most[OTHERS](1)
     assert all(min(one) >= 5 for seed in range(5) for one in most[OTHERS](seed))
-    half = block_sets((4, 0, 3, 1), 2, draws=9)
+    half = list_block_sets((4, 0, 3, 1), 2, draws=9)
     assert OTHERS not in half and set(half[MIXED](0)) == {(0, 1), (0, 3), (1, 3), (1, 4), (3, 4)}
     large = random_blocks(range(10, 42), 8, 4, 0, avoid=tuple(range(8)))
     assert len(set(large)) == 4 and all(len(set(one)) == 8 and min(one) >= 10 for one in large)

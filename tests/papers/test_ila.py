@@ -150,7 +150,7 @@ def test_a_mask_can_be_learnt_on_the_records_that_were_trained_on(study, tmp_pat
 
 def test_tables_say_what_the_figures_say(study):
     _, results, _ = study
-    found = tables.tables(Study(results))
+    found = tables.make_tables(Study(results))
     text = page("Title", tables.introduction(results, "smoke"), found)
     for result in results:
         np.testing.assert_allclose(pooled.gains(result, "all"), 1.0)

@@ -5,12 +5,12 @@ import pytest
 
 from keylayers.papers.ila import answers
 from keylayers.papers.ila import overlaps as overlap_tables
-from keylayers.papers.ila.early_choice import EARLY, SHORT, WHOLE, frugal
+from keylayers.papers.ila.early_choice import EARLY, SHORT, WHOLE, measure_early_choice
 from keylayers.papers.ila.plan import EarlyChoicePlan, ReasoningPlan, ShareSweepPlan, StabilityPlan, TransferPlan
-from keylayers.papers.ila.reasoning import reasoning
-from keylayers.papers.ila.share_sweep import sweeps
-from keylayers.papers.ila.stability import overlaps
-from keylayers.papers.ila.transfer import OWN, transfer
+from keylayers.papers.ila.reasoning import measure_reasoning
+from keylayers.papers.ila.share_sweep import measure_share_sweeps
+from keylayers.papers.ila.stability import measure_overlaps
+from keylayers.papers.ila.transfer import OWN, measure_transfer
 from keylayers.runs import open_run
 from keylayers.studies.retraining import ALL, RANDOM, LearningRateGrid
 from tests.papers.planted import PlantedDesk
@@ -25,7 +25,9 @@ def desk(tmp_path):
 
 
 def test_more_of_the_best_layers_recover_more_and_beat_random_at_every_share(desk):
-    exact, rounded = sweeps(desk, ShareSweepPlan(shares=(0.1, 0.3, 0.75), quantised=(0.3,), seeds=5, rates=RATES))
+    exact, rounded = measure_share_sweeps(
+        desk, ShareSweepPlan(shares=(0.1, 0.3, 0.75), quantised=(0.3,), seeds=5, rates=RATES)
+    )
     gains = [exact.gains("midpoint", share).mean() for share in (0.1, 0.3, 0.75)]
     assert gains == sorted(gains) and gains[-1] < 1 == exact.gains(ALL, 1.0).mean()
     for share in (0.1, 0.3, 0.75):
@@ -42,7 +44,7 @@ def test_more_of_the_best_layers_recover_more_and_beat_random_at_every_share(des
 
 def test_an_early_choice_costs_its_share_and_is_judged_beside_the_whole(desk, monkeypatch):
     monkeypatch.delenv("KEYLAYERS_MODELS", raising=False)  # without real tasks
-    (one,) = frugal(desk, EarlyChoicePlan(tasks=("pirate",), seeds=3))
+    (one,) = measure_early_choice(desk, EarlyChoicePlan(tasks=("pirate",), seeds=3))
     assert one.seconds[EARLY] == (20 * 0.1 + 1,) * 3 and one.seconds[WHOLE] == (21,) * 3
     looked = {each["records"] for task, what, each in desk.asked if what == "score" and each["adapter"].endswith("0.1")}
     assert looked == {32} and all(task.training.steps == 240 for task, _, _ in desk.asked)
@@ -54,14 +56,14 @@ def test_an_early_choice_costs_its_share_and_is_judged_beside_the_whole(desk, mo
 
 
 def test_reasoning_counts_right_answers(desk):
-    found = reasoning(desk, ReasoningPlan(seeds=3, rates=RATES))
+    found = measure_reasoning(desk, ReasoningPlan(seeds=3, rates=RATES))
     assert all(each.get("answers") for _, what, each in desk.asked if what == "retrain")
     assert np.mean(found.exact["midpoint"]) > np.mean(found.exact[RANDOM])
     assert answers.reasoning_table(found).rows[0][0] == ALL
 
 
 def test_a_carried_ranking_is_judged_beside_its_depth_and_kinds_alone(desk):
-    found = transfer(desk, TransferPlan(sources=("bundled:llama-shallow",), seeds=3, rates=RATES))
+    found = measure_transfer(desk, TransferPlan(sources=("bundled:llama-shallow",), seeds=3, rates=RATES))
     source = "bundled:llama-shallow"
     assert set(found.losses) == {OWN, RANDOM, source, f"{source}, depth only", f"{source}, kind only"}
     assert max(found.losses[source]) < min(found.losses[RANDOM])
@@ -72,7 +74,7 @@ def test_a_carried_ranking_is_judged_beside_its_depth_and_kinds_alone(desk):
 def test_overlaps_pair_independent_procedures_and_say_which_agree(desk, monkeypatch):
     monkeypatch.delenv("KEYLAYERS_MODELS", raising=False)
     asked = StabilityPlan(seeds=2, milestones=(0.5,), records=(64,), models=("bundled:llama", "bundled:llama-shallow"))
-    found = overlaps(desk, asked)
+    found = measure_overlaps(desk, asked)
     for one in found:
         assert one.pairs
         assert all(i == j if "same run" in one.of else i != j for i, j, _, _ in one.pairs)

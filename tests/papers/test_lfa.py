@@ -9,7 +9,7 @@ import pytest
 from keylayers.errors import UnknownName
 from keylayers.papers.lfa.cells import ALONE, LAST, LEAST, OURS
 from keylayers.papers.lfa.study import ANY, Results, Scale, reproduce, scale_of
-from keylayers.papers.lfa.tables import ARMS, claims, introduction, tables, to_json
+from keylayers.papers.lfa.tables import ARMS, introduction, list_claims, make_tables, to_json
 from keylayers.runs import open_run
 from keylayers.studies.backdoor_tasks import needs, real
 from keylayers.studies.image_task import ImageTask
@@ -51,8 +51,10 @@ def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monk
         (again,) = list(reproduce(Scale((results[0].watched,)), run, processes=1))
         (failed,) = list(reproduce(Scale((faint,)), run, processes=1))
     assert json.dumps(to_json(again)) == json.dumps(to_json(results))
-    assert failed[0].screened == {} and "No attack works" in page("Title", introduction(failed, "s"), tables(failed))
-    text = page("Title", introduction(results, "smoke"), tables(results))
+    assert failed[0].screened == {} and "No attack works" in page(
+        "Title", introduction(failed, "s"), make_tables(failed)
+    )
+    text = page("Title", introduction(results, "smoke"), make_tables(results))
     assert f"{results[0].over_attacks(OURS, 'auroc').mean():.3f} ±" in text and "faint" in text
 
 
@@ -61,7 +63,7 @@ def test_claims_follow_the_areas(rival, verdict):
     noise = np.array([0.0, 0.01, -0.01, 0.02, -0.02, 0.01])
 
     planted = study(rival, 0.81, noise)
-    told = {one.text.partition(": ")[2]: one for one in claims(planted)}
+    told = {one.text.partition(": ")[2]: one for one in list_claims(planted)}
     assert told[f"layers of interest beat {LAST}"].verdict == verdict
     assert told[f"layers of interest beat {LAST}"].effect.interval.estimate == pytest.approx(0.81 - rival)
     assert told["the conformal threshold flags as few clean images as promised, to a point"].verdict == "supported"

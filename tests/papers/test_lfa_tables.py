@@ -20,7 +20,7 @@ from keylayers.papers.lfa.cells import (
     with_logits,
 )
 from keylayers.papers.lfa.study import ANY, Results, results
-from keylayers.papers.lfa.tables import ARMS, arms_table, choices_table, claims, tables, victims_table
+from keylayers.papers.lfa.tables import ARMS, arms_table, choices_table, list_claims, make_tables, victims_table
 from keylayers.scores import LayerScores, Selection
 from keylayers.studies.image_victims import Backdoor
 from keylayers.studies.pages import adjusted, page
@@ -57,21 +57,23 @@ def study(rival: float, ours: float, noise: np.ndarray = NOISE, name: str = "pla
 @pytest.mark.parametrize("works", [0, 1])
 def test_a_task_whose_attack_fails_claims_nothing_and_its_page_says_so(works):
     failed, good = study(0.6, 0.81, name="failed", works=works), study(0.6, 0.81, name="good")
-    assert claims(failed) == []
-    text = page("Title", "", tables([failed]))
+    assert list_claims(failed) == []
+    text = page("Title", "", make_tables([failed]))
     assert "### Claims" not in text and "No attack works in two seeds or more" in text
     assert f"| patch | 0.800 | {0.5 + works / 12:.3f} | 0.500 | {works} of 6 |" in text
-    text = page("Title", "", tables([failed, good]))
+    text = page("Title", "", make_tables([failed, good]))
     assert "| good: layers of interest beat" in text and "| failed: layers" not in text
 
 
 def test_p_values_are_adjusted_within_each_task():
     noise = np.array([0.0, 0.03, -0.01, 0.02, -0.02, 0.01])
     one, other = study(0.79, 0.81, noise, "one"), study(0.7, 0.81, noise, "other")
-    ledger = tables([one, other])[0]
-    alone = [claim.row() for each in (one, other) for claim in adjusted(claims(each))]
+    ledger = make_tables([one, other])[0]
+    alone = [claim.row() for each in (one, other) for claim in adjusted(list_claims(each))]
     assert list(ledger.rows) == alone and "within each task" in ledger.notes[0]
-    assert alone != [claim.row() for claim in adjusted([*claims(one), *claims(other)])]  # else the test shows nothing
+    assert alone != [
+        claim.row() for claim in adjusted([*list_claims(one), *list_claims(other)])
+    ]  # else the test shows nothing
 
 
 def test_a_page_shows_where_an_arm_is_one_block():

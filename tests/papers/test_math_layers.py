@@ -11,8 +11,8 @@ from keylayers.papers.math_layers import analysis as answers
 from keylayers.papers.math_layers.claims import core_claims, further_claims, shared_claim
 from keylayers.papers.math_layers.plan import scale_of
 from keylayers.papers.math_layers.probes import RECALL, STEP
-from keylayers.papers.math_layers.study import BASE, study
-from keylayers.papers.math_layers.tables import introduction, tables, to_json, variants_table
+from keylayers.papers.math_layers.study import BASE, run_study
+from keylayers.papers.math_layers.tables import introduction, make_tables, to_json, variants_table
 from keylayers.runs import open_run
 from keylayers.runs import plain as as_json
 from keylayers.studies.pages import adjusted, page
@@ -25,7 +25,7 @@ def found(tmp_path):
 
     def make(changes=(), **planted):
         with open_run(tmp_path / str(len(list(tmp_path.iterdir()))), "planted", {}) as run:
-            return study(PlantedLab(run, **planted), scale(**dict(changes)))
+            return run_study(PlantedLab(run, **planted), scale(**dict(changes)))
 
     return make
 
@@ -39,7 +39,7 @@ def claims_of(found, text):
 def test_every_model_is_profiled_under_every_seed_and_only_students_have_a_teacher(tmp_path):
     with open_run(tmp_path / "run", "planted", {}) as run:
         lab = PlantedLab(run)
-        found = study(lab, scale())
+        found = run_study(lab, scale())
     assert [what for what, _ in lab.asked].count("teacher") == 1
     trained = [each for what, each in lab.asked if what == "variant"]
     assert len(trained) == 2 * 3 * 3
@@ -52,9 +52,9 @@ def test_every_model_is_profiled_under_every_seed_and_only_students_have_a_teach
 def test_the_page_of_the_first_seeds_asks_for_nothing_that_the_whole_does_not(tmp_path):
     with open_run(tmp_path / "run", "planted", {}) as run:
         lab = PlantedLab(run)
-        whole = study(lab, scale(seeds=4))
+        whole = run_study(lab, scale(seeds=4))
         asked = [json.dumps(one, default=str) for one in lab.asked]
-        first = study(lab, scale(seeds=4), 3)
+        first = run_study(lab, scale(seeds=4), 3)
     assert {json.dumps(one, default=str) for one in lab.asked[len(asked) :]} < set(asked)
     assert first.scale.seeds == 3 and {model: each[:3] for model, each in whole.profiles.items()} == first.profiles
 
@@ -82,10 +82,10 @@ def test_a_variant_that_training_did_not_change_is_not_judged(found):
     some = found(idle=("rewarded",))
     assert {kind for _, kind in some.judged} == {"instructed", "distilled"}
     assert not any("the rewarded variants" in one.text for one in core_claims(some))
-    assert "**no: not judged**" in page("t", introduction(some, "x"), tables(some))
+    assert "**no: not judged**" in page("t", introduction(some, "x"), make_tables(some))
     assert {kind for _, kind in found(uneven=("distilled",)).judged} == {"instructed", "rewarded"}
     none = found(idle=("rewarded", "instructed", "distilled"))
-    text = page("t", introduction(none, "x"), tables(none))
+    text = page("t", introduction(none, "x"), make_tables(none))
     assert "kept by post-training?" not in text and "bases: without arithmetic's blocks" in text
     assert "variants: without" not in text
 
@@ -198,7 +198,7 @@ def test_a_claim_knows_how_many_seeds_stand_behind_its_pairs():
 
 def test_the_page_has_every_table_and_the_figures_are_json(found):
     some = found()
-    made = tables(some)
+    made = make_tables(some)
     assert all(len(row) == len(table.columns) for table in made for row in table.rows)
     text = page("Title", introduction(some, "smoke"), made)
     for words in ("What would refute it", "Beside the paper", "up to 0.80", "llama-narrow: rewarded", "standard error"):

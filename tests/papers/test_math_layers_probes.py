@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from keylayers.data.tokenisation import IGNORED
 from keylayers.errors import BadInput
 from keylayers.models.sources import BUNDLED
-from keylayers.papers.math_layers.probes import CHAIN, RECALL, STEP, equalised, probes, recalled, steps
+from keylayers.papers.math_layers.probes import CHAIN, RECALL, STEP, draw_probes, equalised, recalled, steps
 from keylayers.world import facts
 
 
@@ -23,7 +23,7 @@ def answered(examples):
 
 
 def test_steps_and_facts_have_answers_of_the_same_lengths(tokenizer):
-    made = probes(tokenizer, 1, 5, 40)
+    made = draw_probes(tokenizer, 1, 5, 40)
     lengths = [Counter(map(len, answered(made.examples[name]))) for name in (STEP, RECALL)]
     assert lengths[0] == lengths[1] == made.lengths and sum(lengths[0].values()) == 40
     assert set(lengths[0]) == {3, 4} and min(lengths[0].values()) > 0
@@ -31,7 +31,7 @@ def test_steps_and_facts_have_answers_of_the_same_lengths(tokenizer):
 
 
 def test_no_seed_shares_a_person_or_a_chain_with_another(tokenizer):
-    parts = [probes(tokenizer, seed, 4, 40) for seed in range(4)]
+    parts = [draw_probes(tokenizer, seed, 4, 40) for seed in range(4)]
     names = [set(re.findall(r"[A-Z][a-z]+", " ".join(p.examples[RECALL].origins))) & set(facts.people()) for p in parts]
     assert all(len(some) > 10 for some in names) and sum(map(len, names)) == len(set.union(*names))
     for probe in (STEP, CHAIN):
@@ -86,6 +86,6 @@ def test_lengths_that_do_not_meet_are_refused(few, many, words):
 
 def test_a_seed_that_is_none_and_more_than_there_is_are_refused(tokenizer):
     with pytest.raises(BadInput, match="seed 3 of 3"):
-        probes(tokenizer, 3, 3, 8)
+        draw_probes(tokenizer, 3, 3, 8)
     with pytest.raises(BadInput, match="ask for fewer records or fewer seeds"):
-        probes(tokenizer, 0, 3, 4000)
+        draw_probes(tokenizer, 0, 3, 4000)

@@ -10,7 +10,7 @@ import torch
 from keylayers.errors import UnknownName
 from keylayers.layers.naming import named_layers
 from keylayers.papers.ssft.cells import CLEAN, ORACLE, OWN, FinetuneSchedule, best, released
-from keylayers.papers.ssft.claims import claims
+from keylayers.papers.ssft.claims import list_claims
 from keylayers.papers.ssft.results import (
     AS_RELEASED,
     CLEAN_SHARE,
@@ -27,7 +27,7 @@ from keylayers.papers.ssft.results import (
     Results,
 )
 from keylayers.papers.ssft.study import Scale, of_real, reproduce, scale_of
-from keylayers.papers.ssft.tables import introduction, tables, to_json
+from keylayers.papers.ssft.tables import introduction, make_tables, to_json
 from keylayers.runs import open_run
 from keylayers.studies.image_victims import KINDS, Backdoor
 from keylayers.studies.pages import page
@@ -77,12 +77,12 @@ def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monk
     with open_run(folder, "study", {}) as run:
         (again,) = list(reproduce(Scale((one.cleansing,)), run, processes=1))
     assert json.dumps(to_json(again)) == json.dumps(to_json([one]))
-    text = page("Title", introduction([one], "smoke"), tables([one]))
+    text = page("Title", introduction([one], "smoke"), make_tables([one]))
     assert "is an oracle" in text and f"{one.per_seed(WHOLE, 'after', SUCCESS).mean():.3f} ±" in text
 
 
 def told(one: Results) -> dict:
-    return {each.text.partition(": ")[2]: each for each in claims(one)}
+    return {each.text.partition(": ")[2]: each for each in list_claims(one)}
 
 
 def test_arms_are_means_over_their_members_and_the_bound_is_one_skip_throughout():
@@ -146,7 +146,7 @@ def test_claims_follow_the_figures():
 def test_tables_stand_with_rules_that_blame_nothing():
     one = planted()
     changed = {place: {"skips": SKIPS, "scores": dict.fromkeys(RULES)} for place in one.blamed}
-    text = page("Title", introduction([one], "smoke"), tables([replace(one, blamed=changed)]))
+    text = page("Title", introduction([one], "smoke"), make_tables([replace(one, blamed=changed)]))
     assert "0 of 10" in text and "none x 5" in text
 
 
@@ -184,7 +184,7 @@ def test_the_defenders_trigger_is_of_another_kind_than_every_attack(size):
 def test_p_values_are_adjusted_within_a_task():
     """Else real images, where they are there, would turn what is said of the digits."""
     one = planted(blend=False)
-    (alone, *_), (both, *_) = tables([one]), tables([one, one])
+    (alone, *_), (both, *_) = make_tables([one]), make_tables([one, one])
     assert both.rows == alone.rows * 2 and "within each task" in both.markdown()
 
 
@@ -193,6 +193,6 @@ def test_pages_say_what_the_seeds_of_published_weights_share(monkeypatch):
     monkeypatch.setenv("KEYLAYERS_DATA", "/data")
     mnist, cifar = of_real()
     assert mnist.watched.seeds == cifar.watched.seeds == 3
-    texts = [page("Title", "", tables([replace(planted(), cleansing=asked)])) for asked in (mnist, cifar)]
+    texts = [page("Title", "", make_tables([replace(planted(), cleansing=asked)])) for asked in (mnist, cifar)]
     for said in ("all seeds start from its weights", "JPEG copies", "0.918 published"):
         assert said not in texts[0] and said in texts[1]

@@ -9,10 +9,10 @@ import pytest
 from keylayers.errors import Diverged
 from keylayers.papers.ssft import cells
 from keylayers.papers.ssft.cells import CLEAN, DIVERGED, ORACLE, OWN, FinetuneSchedule, compute
-from keylayers.papers.ssft.claims import claims
+from keylayers.papers.ssft.claims import list_claims
 from keylayers.papers.ssft.results import HINDSIGHT, MIDDLE, RANDOM, SUCCESS, TWO, Cleansing
 from keylayers.papers.ssft.study import results
-from keylayers.papers.ssft.tables import introduction, tables, to_json
+from keylayers.papers.ssft.tables import introduction, make_tables, to_json
 from keylayers.runs import open_run
 from keylayers.studies.lab import Lab
 from keylayers.studies.pages import page
@@ -95,7 +95,7 @@ def test_models_whose_own_training_diverged_are_neither_judged_nor_weighed(tmp_p
     one = study(tmp_path, answer, seeds=3)
     assert one.success == {"patch": (1.0, None, 1.0)} and one.judged == [("patch", 0), ("patch", 2)]
     assert {seed for seed, _ in one.costs} == {1, 2} and {seed for _, seed, _ in one.outcomes} == {0, 2}
-    text = page("Title", introduction([one], "smoke"), tables([one]))
+    text = page("Title", introduction([one], "smoke"), make_tables([one]))
     assert "| patch | 1.000 | 2 of 3; diverged: 1 |" in text and "nan" not in text
     assert json.loads(json.dumps(to_json([one])))["small digits"]["success"]["patch"] == [1.0, None, 1.0]
 
@@ -108,10 +108,10 @@ def test_a_task_in_which_no_attack_works_says_so_and_costs_nothing_more(figures,
         return None
 
     one = study(tmp_path, answer)
-    assert not one.judged and not one.outcomes and not one.costs and claims(one) == []
-    text = page("Title", introduction([one], "smoke"), tables([one]))
+    assert not one.judged and not one.outcomes and not one.costs and list_claims(one) == []
+    text = page("Title", introduction([one], "smoke"), make_tables([one]))
     assert "No attack worked" in text and "nan" not in text and "which skip to silence" not in text
-    both = page("Title", introduction([one], "smoke"), tables([planted(), one]))
+    both = page("Title", introduction([one], "smoke"), make_tables([planted(), one]))
     assert "No attack worked" in both and "which skip to silence" in both
 
 
@@ -123,23 +123,23 @@ def test_what_diverged_is_in_no_mean_and_is_counted():
     rest = np.mean([one.figure(place, skip, "after", SUCCESS) for skip in ("a.0", "b.0")])
     assert changed.value(place, RANDOM, "after", SUCCESS) == pytest.approx(rest)
     assert changed.keys(place, HINDSIGHT) == ["b.0"]  # the best of those that came to an end
-    told = {each.text: each for each in claims(changed)}
+    told = {each.text: each for each in list_claims(changed)}
     for text, each in told.items():
         pairs = 4 if any(arm in text for arm in (ORACLE, OWN, TWO)) else 5
         assert each.effect.pairs == pairs, text
     assert any("the two most blamed by an own trigger: where it cures (4 of 5 victims)" in text for text in told)
-    text = page("Title", introduction([changed], "smoke"), tables([changed]))
+    text = page("Title", introduction([changed], "smoke"), make_tables([changed]))
     rows = {row.split(" | ")[0]: row for row in text.splitlines()}
     assert rows[f"| {TWO}"].endswith("4 of 5; diverged: 1 |") and rows[f"| {MIDDLE}"].endswith("5 of 5 |")
     assert rows[f"| {RANDOM}"].endswith("5 of 5; diverged: 1 |")
     assert f"2 of {len(one.outcomes)} trainings of victims and 1 of 15 of unattacked models" in text
-    assert "nan" not in text and "Diverged*" not in page("Title", "", tables([one])[:2])
+    assert "nan" not in text and "Diverged*" not in page("Title", "", make_tables([one])[:2])
 
 
 def test_an_arm_that_diverged_everywhere_stands_empty():
     one = planted(blend=False)
     lost = {place: BROKEN if place[2] in SKIPS else found for place, found in one.outcomes.items()}
-    text = page("Title", introduction([one], "smoke"), tables([replace(one, outcomes=lost)]))
+    text = page("Title", introduction([one], "smoke"), make_tables([replace(one, outcomes=lost)]))
     assert "0 of 5; diverged: 15" in text and "nan" not in text
 
 
@@ -147,5 +147,5 @@ def test_a_planting_that_diverged_is_told_from_a_trigger_that_blames_nothing():
     one, place = planted(blend=False), ("patch", 0)
     scores = {**one.blamed[place]["scores"], OWN: None, ORACLE: None}
     changed = replace(one, blamed={**one.blamed, place: {"scores": scores, DIVERGED: {OWN: "the loss is nan"}}})
-    (row,) = tables([changed])[-1].rows
+    (row,) = make_tables([changed])[-1].rows
     assert row[1:3] == ("a.1 x 4, none x 1", "a.1 x 4, diverged x 1")

@@ -53,16 +53,16 @@ def introduction(found: Sequence[Results], scale: str) -> str:
     )
 
 
-def tables(found: Sequence[Results]) -> list[Table]:
+def make_tables(found: Sequence[Results]) -> list[Table]:
     """Claims first, then every task."""
-    each = [one for results in found for one in adjusted(claims(results))]
+    each = [one for results in found for one in adjusted(list_claims(results))]
     made = [ledger(each, note="P-values are adjusted within each task.")]
     for one in found:
         made += [arms_table(one), choices_table(one)]
     return made
 
 
-def claims(one: Results) -> list[Claim]:
+def list_claims(one: Results) -> list[Claim]:
     """That CLAT adds robustness, more than its controls do, and costs no clean accuracy; RiFT beside it."""
     name, made = one.hardening.task.name, []
     for rival, source in RIVALS.items():

@@ -26,7 +26,7 @@ def size_of(share: float, blocks: int) -> int:
     return min(max(1, round(share * blocks)), blocks - 1)
 
 
-def block_sets(order: Sequence[int], size: int, draws: int) -> dict[str, BlockSets]:
+def list_block_sets(order: Sequence[int], size: int, draws: int) -> dict[str, BlockSets]:
     """Every set of that size by name; `order` has the most critical block first."""
     # deviates: the paper freezes or trains one set of others; here several random ones, which may hold critical blocks
     # where a set is half of all blocks or more, because then the others are one set at most.

@@ -16,9 +16,9 @@ from keylayers.papers.data_oblivious.block_sets import (
     MIXED,
     OTHERS,
     BlockSets,
-    block_sets,
     frozen_sets,
     layers_of,
+    list_block_sets,
     size_of,
     trained_sets,
 )
@@ -116,7 +116,7 @@ def adapted(desk: Desk, found: Profiled, task: Task, asked: Adaptation) -> Adapt
     # deviates: the paper tunes in full; here LoRA on every matrix, because a base serves many arms and is left whole.
     own = on(task, found.start.model)
     blocks, outside = layers_of(desk, own)
-    sets = block_sets(found.order, size_of(asked.share, len(blocks)), asked.draws)
+    sets = list_block_sets(found.order, size_of(asked.share, len(blocks)), asked.draws)
     arms: dict[str, Sets] = {name: trained_sets(one, blocks) for name, one in sets.items()}
     arms[ALL] = same_for_all_seeds([*(name for block in blocks for name in block), *outside])
     trained, rates = retrained(desk, own, arms, asked.seeds, asked.rates)
@@ -133,7 +133,7 @@ def defended(desk: Desk, found: Profiled, asked: Defence) -> Iterator[Defended]:
     }
     for share in asked.shares:
         size = size_of(share, len(blocks))
-        sets = {name: one for name, one in block_sets(found.order, size, asked.draws).items() if name in DEFENDING}
+        sets = {name: one for name, one in list_block_sets(found.order, size, asked.draws).items() if name in DEFENDING}
         arms: dict[str, Sets] = {name: frozen_sets(one, blocks, outside) for name, one in sets.items()}
         arms[NONE] = frozen_sets(lambda seed: [()], blocks, outside)
         rates = best_rates(desk, task, arms, asked.rates, asked.seeds)

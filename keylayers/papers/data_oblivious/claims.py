@@ -11,14 +11,14 @@ from keylayers.measures import PairedDifference
 from keylayers.measures.intervals import Interval, jackknife, t_interval
 from keylayers.papers.data_oblivious.block_sets import CRITICAL, LAST, LEAST, MIXED, OTHERS, others_in
 from keylayers.papers.data_oblivious.block_training import NONE, Adapted, Defended, Removed
-from keylayers.papers.data_oblivious.profiles import Profiled, pooled
+from keylayers.papers.data_oblivious.profiles import Profiled, pool_models
 from keylayers.papers.data_oblivious.study import Study
 from keylayers.studies.pages import Claim, claim
 
 SOURCE = "Liu et al. 2025"
 
 
-def claims(study: Study) -> list[Claim]:
+def list_claims(study: Study) -> list[Claim]:
     """Every claim that was measured here; a positive effect supports it."""
     return [
         *same_blocks(study.profiled),
@@ -43,7 +43,7 @@ def where_needed(found: Sequence[Profiled]) -> list[Claim]:
     made = []
     kinds = {kind: [one for one in found if one.start.kind == kind] for kind in ("tuned", "base")}
     for kind, stated in (("tuned", "-0.51 to -0.97 of CKA"), ("base", "-0.31 to +0.15 of CKA")):
-        test = pooled(found, kind)
+        test = pool_models(found, kind)
         if test is not None:
             values = [one.correlation(one.window).value for one in kinds[kind]]
             text = f"{kind} starts, {len(values)} models: tuning is needed where the representation changes"

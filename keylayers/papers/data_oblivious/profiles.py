@@ -137,7 +137,7 @@ def substitution_losses(
     return {name: tuple(block_profile(one) for one in each) for name, each in found.scores.items()}
 
 
-def pooled(found: Sequence[Profiled], kind: str) -> ShiftTest | None:
+def pool_models(found: Sequence[Profiled], kind: str) -> ShiftTest | None:
     """Shift against substitution loss over all models of one kind of start, each shifted by itself; None for none."""
     tables = [
         np.mean([shifted_correlations(one.mean_rank(), loss) for loss in one.losses(one.window)], axis=0)

@@ -13,7 +13,7 @@ from keylayers.measures.backdoor import LEAST_SUCCESS, effectiveness
 from keylayers.measures.blow_ups import noted, with_rate
 from keylayers.papers.data_oblivious.block_sets import others_in
 from keylayers.papers.data_oblivious.block_training import NONE, Adapted, Defended, Removed
-from keylayers.papers.data_oblivious.claims import claims
+from keylayers.papers.data_oblivious.claims import list_claims
 from keylayers.papers.data_oblivious.component_removal import DIRECTIONS
 from keylayers.papers.data_oblivious.plan import RELEASED
 from keylayers.papers.data_oblivious.profiles import Profiled
@@ -54,10 +54,10 @@ def introduction(study: Study, scale: str) -> str:
     )
 
 
-def tables(study: Study) -> list[Table]:
+def make_tables(study: Study) -> list[Table]:
     """Claims first, then every part that was measured."""
     found = [
-        ledger(adjusted(claims(study))),
+        ledger(adjusted(list_claims(study))),
         starting(study.profiled),
         profile_table(study.profiled),
         agreement_table(study.profiled),

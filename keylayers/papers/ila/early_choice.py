@@ -42,7 +42,7 @@ class EarlyChoiceResults:
     """Arm -> for each seed why its training is taken to have blown up; empty text where it did not."""
 
 
-def frugal(desk: Desk, asked: EarlyChoicePlan) -> list[EarlyChoiceResults]:
+def measure_early_choice(desk: Desk, asked: EarlyChoicePlan) -> list[EarlyChoiceResults]:
     """The comparison for every task."""
     tasks = [*map(bundled_task, asked.tasks), *real_tasks()[: asked.real]]
     return [_chosen(desk, replace(task, training=replace(task.training, steps=asked.steps)), asked) for task in tasks]

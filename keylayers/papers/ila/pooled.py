@@ -17,7 +17,7 @@ def gains(result: TaskResults, arm: str, on: str = "test") -> Float[np.ndarray, 
     return recovered_gain(result.before[on], losses, full)
 
 
-def pooled(results: Sequence[TaskResults], arm: str, on: str = "test") -> Float[np.ndarray, " seeds"]:
+def pool_tasks(results: Sequence[TaskResults], arm: str, on: str = "test") -> Float[np.ndarray, " seeds"]:
     """Per seed, the mean over tasks: what a seed does to all tasks (random sets, initial adapters) is counted once."""
     return np.mean([gains(result, arm, on) for result in results], axis=0)
 
@@ -30,18 +30,18 @@ def common(results: Sequence[TaskResults]) -> list[str]:
 
 def overall(results: Sequence[TaskResults]) -> Table:
     """Every arm over all tasks, the best on calibration records first; test records judge it."""
-    arms = sorted(common(results), key=lambda name: -float(pooled(results, name, "calibration").mean()))
+    arms = sorted(common(results), key=lambda name: -float(pool_tasks(results, name, "calibration").mean()))
     rows = []
     for name in arms:
-        test, kinds = pooled(results, name), f"random, kinds of {name}"
+        test, kinds = pool_tasks(results, name), f"random, kinds of {name}"
         rows.append(
             (
                 name,
-                f"{pooled(results, name, 'calibration').mean():.3f}",
+                f"{pool_tasks(results, name, 'calibration').mean():.3f}",
                 plus_minus(test),
                 f"{min(gains(one, name).mean() for one in results):.3f}",
-                "" if name == RANDOM else difference(test, pooled(results, RANDOM)),
-                difference(test, pooled(results, kinds)) if kinds in arms else "",
+                "" if name == RANDOM else difference(test, pool_tasks(results, RANDOM)),
+                difference(test, pool_tasks(results, kinds)) if kinds in arms else "",
                 _cost(results, name),
             )
         )
@@ -70,7 +70,7 @@ def pooled_claims(results: Sequence[TaskResults]) -> list[Claim]:
         for control, rival in rivals(way).items():
             if control in arms:
                 text = f"over {len(results)} tasks: {way} beats {rival}"
-                ours, theirs = pooled(results, way), pooled(results, control)
+                ours, theirs = pool_tasks(results, way), pool_tasks(results, control)
                 found.append(claim(text, source(way), -theirs, -ours, "of the gain"))
     return found
 

@@ -36,7 +36,7 @@ class ReasoningResults:
     """Arm -> for each seed why its training is taken to have blown up; empty text where it did not."""
 
 
-def reasoning(desk: Desk, asked: ReasoningPlan) -> ReasoningResults:
+def measure_reasoning(desk: Desk, asked: ReasoningPlan) -> ReasoningResults:
     """Every arm trained on chains and asked test chains."""
     task = bundled_task(asked.data, model=asked.model)
     rate = full_rate(desk, task, asked.rates, asked.seeds, answers=True)

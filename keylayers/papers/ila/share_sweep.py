@@ -44,7 +44,7 @@ class ShareSweepResults:
         return recovered_gain(self.before, self.losses[arm, share], self.losses[ALL, 1.0])
 
 
-def sweeps(desk: Desk, asked: ShareSweepPlan) -> tuple[ShareSweepResults, ShareSweepResults]:
+def measure_share_sweeps(desk: Desk, asked: ShareSweepPlan) -> tuple[ShareSweepResults, ShareSweepResults]:
     """The sweep in full precision, and the one on weights that went through NF4, at the rates of the first."""
     task = bundled_task(asked.task)
     rate = full_rate(desk, task, LearningRateGrid(), asked.seeds)

@@ -29,7 +29,7 @@ class Overlap:
     """What the paper reports for it."""
 
 
-def overlaps(desk: Desk, asked: StabilityPlan) -> list[Overlap]:
+def measure_overlaps(desk: Desk, asked: StabilityPlan) -> list[Overlap]:
     """The rows of all questions, in the order of the paper."""
     questions = (_between_data, _between_seeds, _initial_scores, _milestones, _amount_of_data, _kind_of_data, _models)
     return [row for question in questions for row in question(desk, asked)]

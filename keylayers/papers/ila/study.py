@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from keylayers.papers.ila.early_choice import EarlyChoiceResults, frugal
+from keylayers.papers.ila.early_choice import EarlyChoiceResults, measure_early_choice
 from keylayers.papers.ila.plan import DRAWS, REFERENCE, WAYS, Scale
-from keylayers.papers.ila.reasoning import ReasoningResults, reasoning
-from keylayers.papers.ila.share_sweep import ShareSweepResults, sweeps
-from keylayers.papers.ila.stability import Overlap, overlaps
-from keylayers.papers.ila.transfer import TransferResults, transfer
+from keylayers.papers.ila.reasoning import ReasoningResults, measure_reasoning
+from keylayers.papers.ila.share_sweep import ShareSweepResults, measure_share_sweeps
+from keylayers.papers.ila.stability import Overlap, measure_overlaps
+from keylayers.papers.ila.transfer import TransferResults, measure_transfer
 from keylayers.runs import RunFolder
 from keylayers.scores import LayerScores, Selection
 from keylayers.studies.arms import Arm, controls, select_within_budget
@@ -61,15 +61,15 @@ def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[Stud
         for task in scale.tasks:
             yield (study := replace(study, tasks=(*study.tasks, _task(task, scale, desk))))
         if scale.frugal:
-            yield (study := replace(study, chosen=tuple(frugal(desk, scale.frugal))))
+            yield (study := replace(study, chosen=tuple(measure_early_choice(desk, scale.frugal))))
         if scale.sweep:
-            yield (study := replace(study, swept=sweeps(desk, scale.sweep)))
+            yield (study := replace(study, swept=measure_share_sweeps(desk, scale.sweep)))
         if scale.reasoning:
-            yield (study := replace(study, answered=reasoning(desk, scale.reasoning)))
+            yield (study := replace(study, answered=measure_reasoning(desk, scale.reasoning)))
         if scale.transfer:
-            yield (study := replace(study, carried=transfer(desk, scale.transfer)))
+            yield (study := replace(study, carried=measure_transfer(desk, scale.transfer)))
         if scale.stability:
-            yield replace(study, overlaps=tuple(overlaps(desk, scale.stability)))
+            yield replace(study, overlaps=tuple(measure_overlaps(desk, scale.stability)))
 
 
 def _task(task: Task, scale: Scale, desk: Desk) -> TaskResults:

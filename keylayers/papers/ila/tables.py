@@ -23,7 +23,7 @@ from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, l
 from keylayers.studies.retraining import RANDOM, blow_ups
 
 
-def tables(study: Study) -> list[Table]:
+def make_tables(study: Study) -> list[Table]:
     """All tables of a study, the ledgers of claims first; each ledger's p-values are adjusted for its own claims."""
     results = study.tasks
     found = []

@@ -37,7 +37,7 @@ class TransferResults:
     """Arm -> for each seed why its training is taken to have blown up; empty text where it did not."""
 
 
-def transfer(desk: Desk, asked: TransferPlan) -> TransferResults:
+def measure_transfer(desk: Desk, asked: TransferPlan) -> TransferResults:
     """Every source's ranking, its depth and its kinds alone, on the task's own model."""
     task, budget, seeds = bundled_task(asked.task), Budget(0.3), range(asked.seeds)
     own = _ranked(desk, task, asked)

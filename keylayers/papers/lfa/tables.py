@@ -52,9 +52,9 @@ def introduction(found: Sequence[Results], scale: str) -> str:
     )
 
 
-def tables(found: Sequence[Results]) -> list[Table]:
+def make_tables(found: Sequence[Results]) -> list[Table]:
     """Claims first, then every task."""
-    claimed = [one for results in found for one in adjusted(claims(results))]
+    claimed = [one for results in found for one in adjusted(list_claims(results))]
     made = [ledger(claimed, note=f"P-values are adjusted within each task. {RESTATED}")] if claimed else []
     for one in found:
         if one.attacks:
@@ -63,7 +63,7 @@ def tables(found: Sequence[Results]) -> list[Table]:
     return made
 
 
-def claims(one: Results) -> list[Claim]:
+def list_claims(one: Results) -> list[Claim]:
     """That the layers of interest find more than other choices; that the promised rate of false alarms holds. Pairs are
     seeds, each the mean over attacks; without an attack that works in two there are none."""
     if not one.attacks:

@@ -25,7 +25,7 @@ from keylayers.measures.measure import Measure, wrong_answers
 from keylayers.models.loading import LoadedModel, load_model
 from keylayers.papers.math_layers import post_training as tuning_of
 from keylayers.papers.math_layers.post_training import LONGEST, Tuning
-from keylayers.papers.math_layers.probes import CHAIN, probes
+from keylayers.papers.math_layers.probes import CHAIN, draw_probes
 from keylayers.runs import digest, read_tensors, write_tensors
 from keylayers.runs.quiet import quiet_libraries
 from keylayers.training.trainer import TrainSettings
@@ -122,7 +122,7 @@ def profile(
     block by how much the one rises and the other falls without it.
     """
     began, loaded = perf_counter(), loaded_variant(model, folder, file)
-    asked = probes(loaded.tokenizer, seed, seeds, records)
+    asked = draw_probes(loaded.tokenizer, seed, seeds, records)
     found: dict[str, Any] = {"probes": {}, "lengths": {str(key): value for key, value in asked.lengths.items()}}
     for name, examples in asked.examples.items():
         found["probes"][name] = worth(loaded.model, examples)

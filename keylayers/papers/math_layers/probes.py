@@ -35,7 +35,7 @@ class Probes:
     """Tokens of an answer -> how many records of each of the two short probes have them."""
 
 
-def probes(tokenizer: Any, seed: int, seeds: int, records: int) -> Probes:
+def draw_probes(tokenizer: Any, seed: int, seeds: int, records: int) -> Probes:
     """The probes of a seed out of so many: `records` steps and as many facts, half as many whole chains.
 
     Raises:

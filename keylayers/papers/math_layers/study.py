@@ -56,10 +56,10 @@ def reproduce(scale: Scale, run: RunFolder, processes: int = 2) -> Iterator[Stud
     """What is known after every seed from the third on; what is finished is kept in the run folder, cell by cell."""
     with workers(processes) as pool:
         for seeds in range(LEAST_SEEDS, scale.seeds + 1):
-            yield study(Lab(run, compute, pool), scale, seeds)
+            yield run_study(Lab(run, compute, pool), scale, seeds)
 
 
-def study(lab: Lab, scale: Scale, seeds: int | None = None) -> Study:
+def run_study(lab: Lab, scale: Scale, seeds: int | None = None) -> Study:
     """The teacher, then the variants, then what every block of every model is worth; of the first so many seeds."""
     trained, drawn = tuning_fields(scale.tuning), range(scale.seeds if seeds is None else seeds)
     teacher, by = None, None

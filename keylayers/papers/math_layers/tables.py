@@ -63,7 +63,7 @@ def introduction(study: Study, scale: str) -> str:
     )
 
 
-def tables(study: Study) -> list[Table]:
+def make_tables(study: Study) -> list[Table]:
     """All tables."""
     found = []
     if study.judged:

@@ -28,7 +28,7 @@ CURED, RETURN, LOST = 0.5, 0.05, 0.02
 may cost."""
 
 
-def claims(one: Results) -> list[Claim]:
+def list_claims(one: Results) -> list[Claim]:
     """That suppression helps fine-tuning and costs little accuracy, that the rules choose better than chance, that the
     backdoor stays away.
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from keylayers.measures.backdoor import LEAST_SUCCESS
 from keylayers.papers.ssft.cells import CLEAN, DIVERGED, LATER, ORACLE, OWN, FinetuneSchedule, best, diverged
-from keylayers.papers.ssft.claims import CURED, claims
+from keylayers.papers.ssft.claims import CURED, list_claims
 from keylayers.papers.ssft.results import (
     AS_RELEASED,
     CLEAN_SHARE,
@@ -63,9 +63,9 @@ def _long(one: Results, recipe: FinetuneSchedule) -> str:
     return f"{recipe.epochs} epochs at {recipe.learning_rate:g} in batches of {recipe.batch_size}, {steps} steps"
 
 
-def tables(found: Sequence[Results]) -> list[Table]:
+def make_tables(found: Sequence[Results]) -> list[Table]:
     """Claims first, then every task; of one in which no attack works, how far each got."""
-    each = [claim for one in found for claim in adjusted(claims(one))]
+    each = [claim for one in found for claim in adjusted(list_claims(one))]
     made = [ledger(each, note="P-values are adjusted within each task.")]
     for one in found:
         shown = (arms_table, skips_table, attacks_table, choices_table) if one.judged else (attacks_table,)
