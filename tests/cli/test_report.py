@@ -61,10 +61,10 @@ def test_a_comparison_is_a_run_with_copies_of_what_it_compared(cli, files, tmp_p
     result = cli("compare", "a.json", "b.json", "--top", "30%", "--out", "run")
     assert result.code == 0 and result.out.splitlines()[-1] == "report in run/report.html"
     from keylayers.runs import read_json
-    from keylayers.scores import load, rank_agreement
+    from keylayers.scores import agreement, load
 
     pair = read_json(tmp_path / "run" / "parts" / "agreement.json")["value"]["pairs"][0]
-    truth = rank_agreement(scores(1), scores(2), 0.3)
+    truth = agreement(scores(1), scores(2), 0.3)
     assert pair["labels"] == ["a", "b"] and pair["jaccard"] == truth.top.jaccard
     assert pair["expected_jaccard"] == truth.top.expected and pair["p_values"]["kind"] == truth.top.p_value("kind")
     assert load(tmp_path / "run" / "scores" / "002.json") == scores(2)

@@ -81,5 +81,5 @@ def test_only_a_scale_that_has_real_images_asks_for_them(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for paper in ("lfa", "ssft", "clat"):
         experiment = PAPERS[paper][1]()
-        said = [experiment.lacks(experiment.scale_of(scale)) for scale in ("smoke", "small")]
+        said = [experiment.missing_requirements(experiment.scale_of(scale)) for scale in ("smoke", "small")]
         assert said[0] is None and "set KEYLAYERS_MODELS" in said[1]

@@ -39,8 +39,8 @@ def found(tmp_path_factory):
 
 def started(folder):
     """File of the network that seed 0 starts from."""
-    cells = [json.loads(file.read_text())["value"] for file in (folder / "parts").glob("started-*.json")]
-    return next(cell["result"]["last"] for cell in cells if cell["fields"]["seed"] == 0)
+    stored = [json.loads(file.read_text())["value"] for file in (folder / "parts").glob("started-*.json")]
+    return next(cell["result"]["last"] for cell in stored if cell["fields"]["seed"] == 0)
 
 
 def figured(made):
@@ -120,14 +120,14 @@ def test_rift_that_diverges_gets_no_image_right_either(found, monkeypatch):
 def test_test_images_are_seen_by_chosen_networks_alone_and_each_network_once(found):
     """Of two rates one is chosen: the networks of the other are not measured, nor is a best one that is the last."""
     one, folder = found
-    cells = [json.loads(file.read_text())["value"] for file in (folder / "parts").glob("*ed-*.json")]
+    stored = [json.loads(file.read_text())["value"] for file in (folder / "parts").glob("*ed-*.json")]
     rates = {json.dumps(cells.fields_of(arm), sort_keys=True): one.rates[name] for name, arm in ARMS.items()}
     chosen, left = set(), set()
-    for cell in cells:
+    for cell in stored:
         fields, networks = cell["fields"], {cell["result"].get("last"), cell["result"].get("best")} - {None}
         kept = "arm" not in fields or fields["rate"] == rates[json.dumps(fields["arm"], sort_keys=True)]
         (chosen if kept else left).update(networks)
-    measured = [cell["fields"]["file"] for cell in cells if cell["fields"]["do"] == "measured"]
+    measured = [cell["fields"]["file"] for cell in stored if cell["fields"]["do"] == "measured"]
     assert sorted(measured) == sorted(chosen) and left and not left & chosen
     assert all(each["best"] == each["last"] for each in one.arms["CLAT"] if each["best_epoch"] == PLAN.epochs - 1)
 
