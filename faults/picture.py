@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
 CLOCKS = {"seconds", "train_seconds", "sessions", "peak", "peak_bytes", "sha256"}
 """Keys of JSON objects that tell of a run's course, not of its result; a file's own digest covers these, too."""
+IDENTITY = frozenset({"given"})
+"""Key of run.json that says what was read, by content: it differs with any file of a folder, also one nobody opens."""
 COURSE = {".lock", "log.jsonl", "report.html", "league.md", "league.png", "league.svg"}
 """Files that tell of a run's course, too, and of no result that is not in another: a league's page shows its costs."""
 LEFTOVERS = (".tmp", ".part", ".partial")
@@ -17,12 +19,12 @@ Picture = Mapping[str, str]
 HALF = "half: "
 
 
-def picture(outcome: Path) -> Picture:
-    """Of a file or of all files of a folder; empty where there is nothing."""
+def picture(outcome: Path, but: Set[str] = frozenset()) -> Picture:
+    """Of a file or of all files of a folder, JSON without some keys; empty where there is nothing."""
     if outcome.is_file():
-        return {outcome.name: _said_by(outcome)}
+        return {outcome.name: _said_by(outcome, but)}
     files = sorted(path for path in outcome.rglob("*") if path.is_file() and path.name not in COURSE)
-    return {str(path.relative_to(outcome)): _said_by(path) for path in files}
+    return {str(path.relative_to(outcome)): _said_by(path, but) for path in files}
 
 
 def differences(expected: Picture, given: Picture) -> list[str]:
@@ -54,10 +56,10 @@ def _unfinished(part: str) -> bool:
     return part.startswith((".", "checkpoint-"))
 
 
-def _said_by(path: Path) -> str:
+def _said_by(path: Path, but: Set[str]) -> str:
     try:
         if path.suffix == ".json":
-            content = json.dumps(_clockless(json.loads(path.read_bytes())), sort_keys=True).encode()
+            content = json.dumps(_without(json.loads(path.read_bytes()), CLOCKS | but), sort_keys=True).encode()
         elif path.suffix == ".safetensors":
             content = _tensors(path)
         else:
@@ -82,9 +84,9 @@ def _tensors(path: Path) -> bytes:
     return said.digest()
 
 
-def _clockless(value: Any) -> Any:
+def _without(value: Any, keys: Set[str]) -> Any:
     if isinstance(value, dict):
-        return {key: _clockless(item) for key, item in value.items() if key not in CLOCKS}
+        return {key: _without(item, keys) for key, item in value.items() if key not in keys}
     if isinstance(value, list):
-        return [_clockless(item) for item in value]
+        return [_without(item, keys) for item in value]
     return value

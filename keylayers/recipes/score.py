@@ -32,7 +32,8 @@ def score_layers(request: ScoreRequest, run: RunFolder) -> dict[str, LayerScores
     done = {name: _stored(file) for name, file in files.items() if file.exists()}
     missing = {name: criterion for name, criterion in chosen.items() if name not in done}
     if missing:
-        needs = frozenset[str]().union(*(criterion.needs for criterion in missing.values()))
+        # of all criteria, not the missing ones: what is looked at also decides which layers are candidates
+        needs = frozenset[str]().union(*(criterion.needs for criterion in chosen.values()))
 
         def fit(layers: Sequence[Layer], batches: int) -> None:
             for name, criterion in missing.items():

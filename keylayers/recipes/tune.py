@@ -23,7 +23,7 @@ from keylayers.measures.loss import example_losses
 from keylayers.models.loading import LoadedModel
 from keylayers.recipes.comparison import Arm, Comparison, with_interval
 from keylayers.runs import Progress, RunFolder, digest, note
-from keylayers.runs.seals import sealed_folder
+from keylayers.runs.seals import check_seal, sealed_folder
 from keylayers.scores import LayerScores, Selection
 from keylayers.scores.caveats import list_caveats
 from keylayers.scores.seeded_policies import choose
@@ -207,6 +207,7 @@ class _Work:
             kept = self._folder(_name(self.request.select, 0, one)) / "tuned"
             with writing(result):
                 if one == rate and kept.exists():
+                    check_seal(kept, "start over with `fresh`")
                     remove(result)
                     kept.rename(result)
                 remove(kept)

@@ -78,7 +78,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _is_written(path: Path, folder: Path) -> bool:
     name = path.relative_to(folder).as_posix()
     if not any(fnmatch(name, written) for written in WRITTEN):
-        return "/" not in name and path.suffix == ".json" and _is_score_file(path)
+        return "/" not in name and path.suffix == ".json" and (path.stem in _criteria(folder) or _is_score_file(path))
     sealed = next((up for up in path.parents if up != folder and folder in up.parents and is_sealed(up)), None)
     if sealed is None:
         return True
@@ -86,6 +86,14 @@ def _is_written(path: Path, folder: Path) -> bool:
         return path.name == SEAL or str(path.relative_to(sealed)) in sealed_files(sealed)
     except BadInput:
         return True  # the seal is damaged: what lies there is what a run wrote into a folder of its own
+
+
+def _criteria(folder: Path) -> list[str]:
+    """Criteria whose scores the run was asked for: files of their names are its own, damaged ones, too."""
+    try:
+        return [str(name) for name in json.loads((folder / "run.json").read_bytes())["settings"]["criteria"]]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
 
 
 def _is_score_file(path: Path) -> bool:

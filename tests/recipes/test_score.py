@@ -71,13 +71,14 @@ def test_a_second_call_computes_nothing(world, finished, monkeypatch):
     assert scored(request(world, *ALL), folder) == scores
 
 
-def test_a_missing_file_alone_is_computed_again_from_the_kept_deltas(world, finished, monkeypatch):
+@pytest.mark.parametrize("name", ["path_integral", "delta_norm", "random"])
+def test_a_missing_file_alone_is_computed_again_from_the_kept_deltas(world, finished, monkeypatch, name):
     folder, scores = finished
     monkeypatch.setattr(module, "learn_deltas", lambda *a, **o: pytest.fail("trained"))
-    (folder / "path_integral.json").unlink()
-    again = scored(request(world, *ALL), folder)["path_integral"]
-    seconds = scores["path_integral"].provenance.seconds
-    assert replace(again, provenance=replace(again.provenance, seconds=seconds)) == scores["path_integral"]
+    (folder / f"{name}.json").unlink()
+    again = scored(request(world, *ALL), folder)[name]
+    seconds = scores[name].provenance.seconds
+    assert replace(again, provenance=replace(again.provenance, seconds=seconds)) == scores[name]
 
 
 def test_a_run_an_adapter_and_a_merged_checkpoint_as_tuned_give_the_same_scores(world, finished, tmp_path):

@@ -15,6 +15,7 @@ from keylayers.layers import named_layers
 from keylayers.recipes import tune as module
 from keylayers.recipes.tune import TuneRequest, compare_arms
 from keylayers.runs import open_run
+from keylayers.runs.seals import seal
 from keylayers.scores import LayerScores, Provenance
 from keylayers.scores.seeded_policies import choose
 from keylayers.training.adapters import LoraSettings
@@ -218,6 +219,23 @@ def test_a_model_that_was_trained_but_not_yet_published_is_published_by_the_next
     compared(asked, tmp_path / "run", scores)
     compared(asked, tmp_path / "run", scores)
     assert len(trained) == 1 and (tmp_path / "run" / "tuned" / "rate").is_file()
+
+
+def test_a_model_that_was_damaged_before_it_was_published_is_refused(world, scores, tmp_path, monkeypatch):
+    asked = TuneRequest(world.inputs(), "top:30%", settings=QUICK)
+    monkeypatch.setattr(module._Work, "_train", pretended({0.01: 1.0}, {0.01: 1.0}, []))
+    publish = module._Work.publish
+
+    def damaged(work, rate):
+        (kept,) = (tmp_path / "run" / "arms").glob("*/tuned")
+        seal(kept)
+        (kept / "rate").write_text("another")
+        publish(work, rate)
+
+    monkeypatch.setattr(module._Work, "publish", damaged)
+    with pytest.raises(BadInput, match=r"rate' does not match its sha256.*`fresh`"):
+        compared(asked, tmp_path / "run", scores)
+    assert not (tmp_path / "run" / "tuned").exists()
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,15 @@ def test_a_clearing_that_was_killed_goes_on(tmp_path: Path) -> None:
         assert run.part("loss", lambda: {"loss": 2.0}) == {"loss": 2.0}
 
 
+def test_fresh_deletes_the_damaged_scores_of_the_criteria_that_the_run_was_asked_for(tmp_path: Path) -> None:
+    """... and leaves a file of any other name, which may be somebody's."""
+    with open_run(tmp_path, "score", {"criteria": ["fisher"]}):
+        (tmp_path / "fisher.json").write_text('{"format": "keylayers/sco')
+        (tmp_path / "fishes.json").write_text('{"format": "keylayers/sco')
+    with open_run(tmp_path, "score", {"criteria": ["fisher"]}, fresh=True):
+        assert names(tmp_path) >= {"fishes.json"} and "fisher.json" not in names(tmp_path)
+
+
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_folder_that_is_not_a_run_folder_is_left_alone(tmp_path: Path, fresh: bool) -> None:
     (tmp_path / "thesis.tex").write_text("x")
