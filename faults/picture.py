@@ -6,7 +6,7 @@ from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
-CLOCKS = {"seconds", "train_seconds", "sessions", "peak", "peak_bytes", "sha256"}
+CLOCKS = {"seconds", "train_seconds", "sessions", "stamps", "peak", "peak_bytes", "sha256"}
 """Keys of JSON objects that tell of a run's course, not of its result; a file's own digest covers these, too."""
 IDENTITY = frozenset({"given"})
 """Key of run.json that says what was read, by content: it differs with any file of a folder, also one nobody opens."""
