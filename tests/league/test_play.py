@@ -10,7 +10,7 @@ from keylayers.league import tables
 from keylayers.league.entrants import BEST, ENTRANTS, KINDS, THIN, TURNS, League, entrants_of
 from keylayers.league.play import games
 from keylayers.league.standings import draw_standings
-from keylayers.papers.ila.plan import bundled_task
+from keylayers.papers.ila.tasks import bundled_task
 from keylayers.runs import open_run
 from keylayers.studies.arms import Budget
 from keylayers.studies.retraining import ALL, RANDOM, LearningRateGrid

@@ -3,14 +3,12 @@
 import numpy as np
 import pytest
 
-from keylayers.papers.ila import answers
 from keylayers.papers.ila import overlaps as overlap_tables
-from keylayers.papers.ila.early_choice import EARLY, SHORT, WHOLE, measure_early_choice
-from keylayers.papers.ila.plan import EarlyChoicePlan, ReasoningPlan, ShareSweepPlan, StabilityPlan, TransferPlan
-from keylayers.papers.ila.reasoning import measure_reasoning
-from keylayers.papers.ila.share_sweep import measure_share_sweeps
-from keylayers.papers.ila.stability import measure_overlaps
-from keylayers.papers.ila.transfer import OWN, measure_transfer
+from keylayers.papers.ila.early_choice import EARLY, SHORT, WHOLE, EarlyChoicePlan, frugal_table, measure_early_choice
+from keylayers.papers.ila.reasoning import ReasoningPlan, measure_reasoning, reasoning_table
+from keylayers.papers.ila.share_sweep import ShareSweepPlan, measure_share_sweeps, sweep_claims, sweep_table
+from keylayers.papers.ila.stability import StabilityPlan, measure_overlaps
+from keylayers.papers.ila.transfer import OWN, TransferPlan, measure_transfer, transfer_claims, transfer_table
 from keylayers.runs import open_run
 from keylayers.studies.retraining import ALL, RANDOM, LearningRateGrid
 from tests.papers.planted import PlantedDesk
@@ -34,8 +32,8 @@ def test_more_of_the_best_layers_recover_more_and_beat_random_at_every_share(des
         assert exact.gains("midpoint", share).min() > exact.gains(RANDOM, share).max()
     assert set(exact.rates.values()) == {1e-2}
     assert rounded.nf4 and rounded.losses["midpoint", 0.3][0] == pytest.approx(exact.losses["midpoint", 0.3][0] + 0.1)
-    assert "4-bit" in answers.sweep_table(rounded).title
-    verdicts = {one.text: one.verdict for one in answers.sweep_claims(exact)}
+    assert "4-bit" in sweep_table(rounded).title
+    verdicts = {one.text: one.verdict for one in sweep_claims(exact)}
     assert verdicts["pirate: 30% by midpoint beats random, same size"] == "supported"
     assert (
         verdicts["pirate: freezing the worst 25 % by midpoint helps"] == "contradicted"
@@ -51,7 +49,7 @@ def test_an_early_choice_costs_its_share_and_is_judged_beside_the_whole(desk, mo
     assert max(one.losses[EARLY]) < min(one.losses[RANDOM])
     assert {each.get("short") for task, what, each in desk.asked if what == "stage_one"} == {None, True}
     assert one.seconds[SHORT] == one.seconds[EARLY] and max(one.losses[SHORT]) < min(one.losses[RANDOM])
-    row = answers.frugal_table([one]).rows[1]
+    row = frugal_table([one]).rows[1]
     assert row[1] == EARLY and row[2] == "0.150" and float(row[3]) > 0.9
 
 
@@ -59,7 +57,7 @@ def test_reasoning_counts_right_answers(desk):
     found = measure_reasoning(desk, ReasoningPlan(seeds=3, rates=RATES))
     assert all(each.get("answers") for _, what, each in desk.asked if what == "retrain")
     assert np.mean(found.exact["midpoint"]) > np.mean(found.exact[RANDOM])
-    assert answers.reasoning_table(found).rows[0][0] == ALL
+    assert reasoning_table(found).rows[0][0] == ALL
 
 
 def test_a_carried_ranking_is_judged_beside_its_depth_and_kinds_alone(desk):
@@ -68,7 +66,7 @@ def test_a_carried_ranking_is_judged_beside_its_depth_and_kinds_alone(desk):
     assert set(found.losses) == {OWN, RANDOM, source, f"{source}, depth only", f"{source}, kind only"}
     assert max(found.losses[source]) < min(found.losses[RANDOM])
     assert np.mean(found.losses[OWN]) <= np.mean(found.losses[source]) < np.mean(found.losses[f"{source}, kind only"])
-    assert len(answers.transfer_claims(found)) == 4 and len(answers.transfer_table(found).rows) == 5
+    assert len(transfer_claims(found)) == 4 and len(transfer_table(found).rows) == 5
 
 
 def test_overlaps_pair_independent_procedures_and_say_which_agree(desk, monkeypatch):

@@ -1,16 +1,21 @@
 """Layers chosen from the first tenth of a training: at what cost, as stable as the whole procedure, and as good?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from keylayers.papers.ila.plan import WAYS, EarlyChoicePlan, bundled_task, real_tasks
-from keylayers.scores import LayerScores
+import numpy as np
+
+from keylayers.measures.blow_ups import noted
+from keylayers.papers.ila.tasks import WAYS, bundled_task, real_tasks
+from keylayers.scores import LayerScores, agreement
 from keylayers.studies.arms import Budget
 from keylayers.studies.desk import Desk
+from keylayers.studies.pages import Claim, Table, claim, difference, plus_minus
 from keylayers.studies.rankings import candidates, rank_layers
 from keylayers.studies.retraining import (
     ALL,
     RANDOM,
+    LearningRateGrid,
     Sets,
     blow_ups,
     random_like,
@@ -22,6 +27,26 @@ from keylayers.studies.text_task import Task
 
 WHOLE, EARLY, SHORT = "whole procedure", "early choice", "short stage 1"
 """All of stage 1; its beginning, cut off; a training of that length whose rate comes to rest."""
+
+
+TOP = 0.3
+"""Share of layers in the sets whose overlap decides whether an early choice is the same choice."""
+
+
+@dataclass(frozen=True)
+class EarlyChoicePlan:
+    """A longer training, whose layers are chosen from its beginning."""
+
+    tasks: tuple[str, ...] = ("pirate",)
+    real: int = 1
+    """How many of the real tasks beside them, where they are there."""
+    steps: int = 240
+    share: float = 0.1
+    """Of stage 1 that the choice sees."""
+    records: int = 32
+    """Calibration records it looks at."""
+    seeds: int = 5
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((1e-2,)))
 
 
 @dataclass(frozen=True)
@@ -65,3 +90,43 @@ def _chosen(desk: Desk, task: Task, asked: EarlyChoicePlan) -> EarlyChoiceResult
     return EarlyChoiceResults(
         task, found.scores, found.seconds, full, losses, desk.ask(task, "before", [{}])[0]["test"], blow_ups(trained)
     )
+
+
+def frugal_table(chosen: Sequence[EarlyChoiceResults]) -> Table:
+    """Cost, stability and worth of choosing early, beside the whole procedure."""
+    rows = []
+    for one in chosen:
+        full = np.array(one.full_seconds)
+        seeds = range(len(full))
+        between = [agreement(one.scores[WHOLE][i], one.scores[WHOLE][j], TOP) for i in seeds for j in seeds if i < j]
+        for name in one.scores:
+            apart = [agreement(one.scores[name][i], one.scores[WHOLE][j], TOP) for i in seeds for j in seeds if i != j]
+            pairs = between if name == WHOLE else apart
+            loss = one.losses[name]
+            rows.append(
+                (
+                    one.task.name, name, f"{np.mean(np.array(one.seconds[name]) / full):.3f}",
+                    f"{np.mean([pair.spearman.value for pair in pairs]):.3f}",
+                    f"{np.mean([pair.top.jaccard for pair in pairs]):.3f} ({pairs[0].top.expected:.3f})",
+                    plus_minus(loss), difference(loss, one.losses[WHOLE]) if name != WHOLE else "",
+                    difference(loss, one.losses[RANDOM]),
+                )
+            )  # fmt: skip
+    columns = (
+        "task", "layers chosen by", "cost / one full training", "Spearman with the whole procedure, other seeds",
+        "Jaccard, top 30 % (chance)", "loss, retrained", "minus whole procedure", "minus random, same size",
+    )  # fmt: skip
+    blew_up = {f"{one.task.name}, {arm}": each for one in chosen for arm, each in one.blew_up.items()}
+    notes = ("95 %, paired by seed; costs as ratios within one run.", *noted(blew_up))
+    return Table("Choosing early", columns, tuple(rows), notes)
+
+
+def frugal_claims(chosen: Sequence[EarlyChoiceResults]) -> list[Claim]:
+    """The early choice is worse than the whole procedure's; it beats random."""
+    found = []
+    for one in chosen:
+        name, losses = one.task.name, one.losses
+        for way in (one for one in (EARLY, SHORT) if one in losses):
+            found.append(claim(f"{name}: {WHOLE} beats {way}", "ours", losses[way], losses[WHOLE]))
+            found.append(claim(f"{name}: {way} beats random, same size", "ours", losses[RANDOM], losses[way]))
+    return found

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from keylayers.errors import UnknownName
-from keylayers.papers.ila.plan import WAYS, bundled_task, mask, real_tasks
+from keylayers.papers.ila.tasks import WAYS, bundled_task, mask, real_tasks
 from keylayers.runs import RunFolder
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from keylayers.layers.naming import named_layers
 from keylayers.models.loading import load_shape
-from keylayers.papers.ila.plan import WAYS, StabilityPlan, bundled_task, real_tasks
+from keylayers.papers.ila.tasks import WAYS, bundled_task, real_tasks
 from keylayers.scores import LayerScores
 from keylayers.scores.transfer import transferred
 from keylayers.studies.desk import Desk
@@ -14,6 +14,25 @@ from keylayers.studies.text_task import Task
 
 Pair = tuple[int, int, LayerScores, LayerScores]
 """Two rankings and the seeds they come from: pairs that share one are not independent."""
+
+
+@dataclass(frozen=True)
+class StabilityPlan:
+    """Whose rankings are compared with whose."""
+
+    rate: float = 1e-2
+    """Learning rate of every stage 1: what tuning all layers chose on the first style."""
+    seeds: int = 3
+    styles: tuple[str, ...] = ("pirate", "formal", "json")
+    others: tuple[str, ...] = ("long_chains", "choices", "translation")
+    """Reasoning, multiple choice, translation."""
+    initial_scores: tuple[float, ...] = (0.0, 2.0, 4.0)
+    milestones: tuple[float, ...] = (0.1, 0.25, 0.5)
+    records: tuple[int, ...] = (64,)
+    narrow: str = "pirate_facts"
+    """The first style, in answers to one kind of request alone."""
+    models: tuple[str, ...] = ("bundled:llama", "bundled:llama-again", "bundled:llama-shallow", "bundled:llama-narrow")
+    ways: tuple[str, ...] = ("ILA (s0 = 4)", "midpoint", "norm")
 
 
 @dataclass(frozen=True)

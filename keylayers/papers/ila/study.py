@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from keylayers.papers.ila.early_choice import EarlyChoiceResults, measure_early_choice
-from keylayers.papers.ila.plan import DRAWS, REFERENCE, WAYS, Scale
+from keylayers.papers.ila.plan import Scale
 from keylayers.papers.ila.reasoning import ReasoningResults, measure_reasoning
 from keylayers.papers.ila.share_sweep import ShareSweepResults, measure_share_sweeps
 from keylayers.papers.ila.stability import Overlap, measure_overlaps
+from keylayers.papers.ila.tasks import DRAWS, REFERENCE, WAYS
 from keylayers.papers.ila.transfer import TransferResults, measure_transfer
 from keylayers.runs import RunFolder
 from keylayers.scores import LayerScores, Selection

@@ -7,18 +7,13 @@ from typing import Any
 import numpy as np
 
 from keylayers.measures.blow_ups import noted, with_rate
-from keylayers.papers.ila.answers import (
-    frugal_claims,
-    frugal_table,
-    reasoning_table,
-    sweep_claims,
-    sweep_table,
-    transfer_claims,
-    transfer_table,
-)
+from keylayers.papers.ila.early_choice import frugal_claims, frugal_table
 from keylayers.papers.ila.overlaps import of_results, overlap_table
 from keylayers.papers.ila.pooled import gains, overall, pooled_claims, rivals, source
+from keylayers.papers.ila.reasoning import reasoning_table
+from keylayers.papers.ila.share_sweep import sweep_claims, sweep_table
 from keylayers.papers.ila.study import Study, TaskResults
+from keylayers.papers.ila.transfer import transfer_claims, transfer_table
 from keylayers.studies.pages import Claim, Table, adjusted, claim, difference, ledger, plus_minus
 from keylayers.studies.retraining import RANDOM, blow_ups
 

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from keylayers.papers.ila.plan import WAYS, TransferPlan, bundled_task
+import numpy as np
+
+from keylayers.measures.blow_ups import noted, with_rate
+from keylayers.papers.ila.tasks import WAYS, bundled_task
 from keylayers.scores import LayerScores
 from keylayers.scores.groups import averaged
 from keylayers.scores.transfer import transferred
 from keylayers.studies.arms import Budget
 from keylayers.studies.desk import Desk
+from keylayers.studies.pages import Claim, Table, claim, difference, plus_minus
 from keylayers.studies.rankings import full_rate, rank_layers
 from keylayers.studies.retraining import (
     RANDOM,
@@ -22,6 +26,17 @@ from keylayers.studies.retraining import (
 from keylayers.studies.text_task import Task
 
 OWN = "own ranking"
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """Rankings of other models, brought over to train this one."""
+
+    task: str = "pirate"
+    sources: tuple[str, ...] = ("bundled:llama-again", "bundled:llama-shallow", "bundled:llama-narrow")
+    way: str = "midpoint"
+    seeds: int = 5
+    rates: LearningRateGrid = field(default_factory=lambda: LearningRateGrid((1e-2, 3e-2)))
 
 
 @dataclass(frozen=True)
@@ -67,3 +82,38 @@ def _depth(scores: LayerScores) -> LayerScores:
 
 def _kind(scores: LayerScores) -> LayerScores:
     return averaged(scores, [layer.kind for layer in scores.layers])
+
+
+def transfer_table(found: TransferResults) -> Table:
+    """Own and carried rankings, their depth and kinds alone, and random sets."""
+    rows = [
+        (
+            arm,
+            with_rate(found.rates[arm], found.blew_up.get(arm, ())),
+            plus_minus(losses),
+            "" if arm == RANDOM else difference(losses, found.losses[RANDOM]),
+        )
+        for arm, losses in sorted(found.losses.items(), key=lambda pair: float(np.mean(pair[1])))
+    ]
+    columns = ("ranking of", "lr", "loss, retrained", "minus random, same size")
+    notes = (
+        f"Before tuning {found.before:.3f} nats; 30 % of LoRA's parameters; 95 %, paired by seed.",
+        *noted(found.blew_up),
+    )
+    return Table(f"Rankings carried over to {found.task.inputs.model}, {found.task.name}", columns, tuple(rows), notes)
+
+
+def transfer_claims(found: TransferResults) -> list[Claim]:
+    """A carried ranking beats chance, its depth alone, its kinds alone; and is worse than the model's own."""
+    claims = []
+    for source in found.sources:
+        best = found.losses[source]
+        rivals = {
+            "random, same size": RANDOM,
+            "its depth alone": f"{source}, depth only",
+            "its kinds alone": f"{source}, kind only",
+        }
+        for words, rival in rivals.items():
+            claims.append(claim(f"ranking of {source} beats {words}", "ILA: works, worse", found.losses[rival], best))
+        claims.append(claim(f"the own ranking beats that of {source}", "ILA", best, found.losses[OWN]))
+    return claims
