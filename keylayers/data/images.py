@@ -146,7 +146,7 @@ def _assembled(path: Path, held: Mapping[str, np.ndarray], own: tuple[str, ...])
 
 
 def _joined(path: Path, parts: list[np.ndarray]) -> np.ndarray:
-    if not all(part.ndim for part in parts):
+    if len(parts) > 1 and not all(part.ndim for part in parts):
         raise BadInput(f"{path}: a single number stands where images or labels should; expected an array of samples.")
     if len({part.shape[1:] for part in parts}) > 1 or len({part.dtype for part in parts}) > 1:
         shapes = " and ".join(f"{part.dtype} of shape {part.shape}" for part in parts)

@@ -22,7 +22,7 @@ from keylayers.models.digits import digits_resnet
 from keylayers.models.normalised import normalise_inside
 from keylayers.recipes import harden, screen
 from keylayers.recipes.cleanse import TUNED
-from keylayers.runs import file_sha256
+from keylayers.runs import Progress, file_sha256
 from keylayers.scores import load_scores
 from keylayers.training.images import ImageTraining, train_images
 
@@ -120,7 +120,7 @@ def test_what_was_stopped_goes_on_after_its_last_epoch(cli, place, tmp_path, mon
     )
     words += ("--epochs", "3", *(("--eps", "0.1", "--steps", "1") if command == "harden" else ()))
     assert cli(*words, "--out", tmp_path / "whole").code == 0
-    advance = progress.advance
+    advance = Progress.advance
 
     def stopping(bar, count=1, text=""):
         advance(bar, count, text)
@@ -128,7 +128,7 @@ def test_what_was_stopped_goes_on_after_its_last_epoch(cli, place, tmp_path, mon
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(progress, "advance", stopping)
+        patched.setattr(Progress, "advance", stopping)
         stopped = cli(*words, "--out", tmp_path / "run")
     assert stopped.code != 0 and f"what is finished is kept in {tmp_path / 'run'}. To resume: keylayers" in stopped.err
     again = cli(*words, "--out", tmp_path / "run")
@@ -269,7 +269,7 @@ def test_layers_are_chosen_and_checked_on_images_of_all_classes_of_a_sorted_file
         seen["checked"].append(y)
         return sanity(model, x, y, *rest)
 
-    monkeypatch.setattr(harden, "feature_fragility", choosing)
+    monkeypatch.setattr(harden, "score_feature_fragility", choosing)
     monkeypatch.setattr(harden, "sanity", checking)
     done = cli(
         "harden", *NETWORK, "--weights", place / "w.safetensors", "--data", tmp_path / "sorted.npz", "--eps", "0.1",
@@ -307,7 +307,7 @@ def test_layers_are_hardened_in_the_order_they_run(cli, tmp_path, monkeypatch):
         seen.append([layer.name for layer in layers])
         return score_feature_fragility(evidence, layers, settings)
 
-    monkeypatch.setattr(harden, "feature_fragility", scoring)
+    monkeypatch.setattr(harden, "score_feature_fragility", scoring)
     monkeypatch.setattr(harden, "_measured", lambda *_: ({"clean": 0.0}, ()))
     words = ("--model", "tests.cli.test_vision:backwards", "--steps", "1", "--epochs", "1", "--select", "top:1")
     done = cli("harden", *words, "--data", "bundled:digits", "--out", tmp_path / "run")

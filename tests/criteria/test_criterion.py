@@ -18,7 +18,7 @@ NEEDY = [name for name in criteria.CRITERIA if criteria.get(name).needs]
 @pytest.mark.parametrize("name", criteria.CRITERIA)
 def test_file_function_key_and_scores_carry_one_name(name: str) -> None:
     found = criteria.get(name)
-    assert isinstance(found, Criterion) and found.name == name == found.compute.__name__
+    assert isinstance(found, Criterion) and found.name == name and found.compute.__name__ == f"score_{name}"
     assert found.compute.__module__ == f"keylayers.criteria.{name}"
     assert found.summary and found.settings().__dataclass_params__.frozen  # type: ignore[attr-defined]
     if found.images or found.labelled:

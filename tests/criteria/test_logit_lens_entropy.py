@@ -83,11 +83,11 @@ def test_a_wide_vocabulary_is_read_some_rows_at_a_time(monkeypatch: pytest.Monke
     model = tiny_models.build("llama")
     layers = named_layers(model, "block")
     evidence = Evidence(model=model, data=text(4))
-    whole = module.logit_lens_entropy(evidence, layers)
+    whole = module.score_logit_lens_entropy(evidence, layers)
     monkeypatch.setattr(module, "_LOGIT_ELEMENTS", 96 * 3)
     most = []
     model.lm_head.register_forward_hook(lambda module, args, output: most.append(len(output)))
-    np.testing.assert_allclose(module.logit_lens_entropy(evidence, layers).values, whole.values, atol=1e-6)
+    np.testing.assert_allclose(module.score_logit_lens_entropy(evidence, layers).values, whole.values, atol=1e-6)
     assert max(most[2:]) == 3  # after the record by which the readout is found, and its check
 
 

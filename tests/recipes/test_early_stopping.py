@@ -114,7 +114,7 @@ def test_where_batches_allow_no_more_or_nothing_it_is_said(stopped):
     assert "settled only with the last look" in in_words({**found, "settled": True, "stopped_after": 20})
 
 
-PLACES = [(module, "path_integral", 2), (module, "moved", 2)]
+PLACES = [(module, "score_path_integral", 2), (module, "moved", 2)]
 
 
 @pytest.mark.parametrize(("place", "name", "number"), PLACES, ids=[name for _, name, _ in PLACES])
@@ -149,7 +149,7 @@ def test_a_killed_run_resumes_to_the_same_stop(tmp_path):
 
 def test_a_finished_run_neither_looks_nor_trains_again(world, stopped, monkeypatch):
     folder, scores = stopped
-    for name in ("path_integral", "learn_until"):
+    for name in ("score_path_integral", "learn_until"):
         monkeypatch.setattr(module, name, lambda *a, **o: pytest.fail("looked or trained"))
     assert scored(asking(world, NEAR), folder)["path_integral"] == scores
     (folder / "path_integral.json").unlink()

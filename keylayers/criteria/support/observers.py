@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from keylayers.criteria import PREFIX
 from keylayers.criteria.protocol import Criterion, CriterionSettings, Evidence, Fitting, scored
 from keylayers.criteria.support.batch_groups import groups_of
 from keylayers.criteria.support.cost import Counting, Work
@@ -82,10 +83,10 @@ def one_pass(layers: Sequence[Layer], settings: Any, batches: int) -> Work:
 def observing(
     *, settings: type[CriterionSettings], work: Counting = one_pass, fits: Fitting | None = None
 ) -> Callable[[Making], ObservingCriterion]:
-    """Declares a function that makes an observer as a criterion of its own name."""
+    """Declares a function `score_NAME` that makes an observer as the criterion NAME."""
 
     def declare(making: Making) -> ObservingCriterion:
-        name = making.__name__
+        name = making.__name__.removeprefix(PREFIX)
 
         @functools.wraps(making)
         def compute(evidence: Evidence, layers: Sequence[Layer], settings: Any) -> LayerScores:
