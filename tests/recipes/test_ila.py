@@ -11,7 +11,7 @@ from keylayers.layers.restoring import restored
 from keylayers.measures import PairedDifference, paired_difference
 from keylayers.measures.loss import example_losses
 from keylayers.models import deltas_of
-from keylayers.recipes import bench, cells, ila_overall, ila_tables
+from keylayers.recipes import bench, cells, ila_overall, ila_plan, ila_tables
 from keylayers.recipes.bench import Task
 from keylayers.recipes.ila import Study, reproduce
 from keylayers.recipes.ila_plan import Scale, scale_of
@@ -31,8 +31,10 @@ WAYS = (
     "midpoint per parameter",
     "midpoint, kinds first",
 )
+FEW = ila_plan.mask("adam", 0.01, 5, 4.0)
+"""A mask learnt in 5 steps instead of 100: what more of them would find is no matter here."""
 PARTS = ("stability", "sweep", "frugal", "reasoning", "transfer")
-QUICK = TrainSettings(steps=6, batch_size=4, learning_rate=1e-2, save_every=10**9)
+QUICK = TrainSettings(steps=4, batch_size=4, learning_rate=1e-2, save_every=10**9)
 
 
 def _whole(scale, run) -> Study:
@@ -62,7 +64,8 @@ def study(task, tmp_path_factory):
         matched=("midpoint",),
     )
     scale = dataclasses.replace(scale, **dict.fromkeys(PARTS))
-    with open_run(folder, "study", {}) as run:
+    with pytest.MonkeyPatch.context() as patched, open_run(folder, "study", {}) as run:
+        patched.setitem(ila_plan.WAYS, WAYS[0], FEW)
         return scale, _whole(scale, run).tasks, folder
 
 
@@ -110,6 +113,7 @@ def test_keeping_every_change_gives_the_tuned_model_and_the_rate_is_chosen_on_ca
 
 def test_what_is_done_is_read_back_and_the_model_is_left_as_it_was(study, monkeypatch):
     scale, results, folder = study
+    monkeypatch.setitem(ila_plan.WAYS, WAYS[0], FEW)
     monkeypatch.setattr(cells, "DO", {})  # whatever is computed again fails
     with open_run(folder, "study", {}) as run:
         again = _whole(scale, run).tasks
@@ -120,7 +124,7 @@ def test_what_is_done_is_read_back_and_the_model_is_left_as_it_was(study, monkey
 
 
 def test_a_partial_stage_one_is_the_start_of_the_whole(task, tmp_path):
-    place = bench.bench(task.fields())
+    place = bench.bench(dataclasses.replace(task, training=dataclasses.replace(QUICK, steps=6)).fields())
     whole, part = (cells.stage_one(place, tmp_path, seed=3, lr=1e-2, share=share) for share in (1.0, 0.5))
     assert part["losses"] == whole["losses"][:3] and whole["adapter"] != part["adapter"]
     short = cells.stage_one(place, tmp_path, seed=3, lr=1e-2, share=0.5, short=True)
