@@ -11,7 +11,7 @@ from keylayers.layers.restoring import restored
 from keylayers.measures import PairedDifference, paired_difference
 from keylayers.measures.loss import example_losses
 from keylayers.models import deltas_of
-from keylayers.recipes import bench, cells, ila_overall, ila_plan, ila_tables
+from keylayers.recipes import bench, cells, ila, ila_overall, ila_plan, ila_tables
 from keylayers.recipes.bench import Task
 from keylayers.recipes.ila import Study, reproduce
 from keylayers.recipes.ila_plan import Scale, scale_of
@@ -66,6 +66,7 @@ def study(task, tmp_path_factory):
     scale = dataclasses.replace(scale, **dict.fromkeys(PARTS))
     with pytest.MonkeyPatch.context() as patched, open_run(folder, "study", {}) as run:
         patched.setitem(ila_plan.WAYS, WAYS[0], FEW)
+        patched.setattr(ila, "DRAWS", 2)
         return scale, _whole(scale, run).tasks, folder
 
 
@@ -83,7 +84,7 @@ def test_every_arm_spends_the_same_and_is_trained_with_every_seed(study):
         kinds = result.arms["random, kinds of midpoint"]
         assert all(kinds.choice(s).kinds() == result.arms["midpoint"].choice(s).kinds() for s in range(2))
         drawn = [names for s in range(2) for arm in (kinds, result.arms[RANDOM]) for names in arm.names(s)]
-        assert len(drawn) == 8 and len(set(drawn)) >= 6  # of a tiny network, draws may meet
+        assert len(drawn) == 6 and len(set(drawn)) >= 4  # of a tiny network, draws may meet
 
 
 def test_retraining_is_lora_on_those_layers_alone(study, world):
@@ -114,6 +115,7 @@ def test_keeping_every_change_gives_the_tuned_model_and_the_rate_is_chosen_on_ca
 def test_what_is_done_is_read_back_and_the_model_is_left_as_it_was(study, monkeypatch):
     scale, results, folder = study
     monkeypatch.setitem(ila_plan.WAYS, WAYS[0], FEW)
+    monkeypatch.setattr(ila, "DRAWS", 2)
     monkeypatch.setattr(cells, "DO", {})  # whatever is computed again fails
     with open_run(folder, "study", {}) as run:
         again = _whole(scale, run).tasks
