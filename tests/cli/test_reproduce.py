@@ -6,7 +6,7 @@ import json
 from keylayers.cli.reproduce import PAPERS, Paper
 from keylayers.cli.terminal import UNFINISHED, placeless
 from keylayers.errors import BadInput
-from keylayers.recipes import ila_plan
+from keylayers.recipes import ila, ila_plan
 from keylayers.recipes.bench import Task
 from keylayers.recipes.retraining import Rates
 from keylayers.studies.arms import Budget
@@ -37,6 +37,7 @@ def test_a_study_leaves_its_page_and_every_figure_behind_it(cli, world, tmp_path
     )
     scale = dataclasses.replace(scale, **dict.fromkeys(PARTS))
     monkeypatch.setattr(ila_plan, "scale_of", lambda name: scale)
+    monkeypatch.setattr(ila, "DRAWS", 1)
     done = cli("reproduce", "ila", "--processes", "1", "--out", str(tmp_path / "run"))
     assert done.code == 0, done.err
     page = (tmp_path / "run" / "results.md").read_text()
