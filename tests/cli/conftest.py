@@ -48,6 +48,18 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def plots() -> None:
+    """Asks for the plots beside reports."""
+
+
+@pytest.fixture(autouse=True)
+def without_plots(request, monkeypatch) -> None:
+    """Runs end with their page alone unless `plots` are asked for: drawing takes longer than all else of a tiny run."""
+    if "plots" not in request.fixturenames:
+        monkeypatch.setattr("keylayers.report.plots.draw", lambda collected, choice, folder: ())
+
+
+@pytest.fixture
 def cli(monkeypatch, capsys, tmp_path) -> Callable[..., Result]:
     """Runs a command in a folder of its own."""
     monkeypatch.chdir(tmp_path)

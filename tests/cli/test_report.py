@@ -13,7 +13,7 @@ def files(tmp_path):
         save(scores(seed), tmp_path / f"{name}.json")
 
 
-def test_a_report_of_a_run_and_of_a_folder_of_runs(cli, tmp_path):
+def test_a_report_of_a_run_and_of_a_folder_of_runs(cli, plots, tmp_path):
     score_run(tmp_path / "run")
     result = cli("report", "run")
     assert result.code == 0 and result.out.endswith("report in run/report.html\n") and "heatmap.svg" in result.out
@@ -38,12 +38,15 @@ def test_what_cannot_be_reported_says_why(cli, tmp_path, words, said):
     assert result.code == 2 and said in result.err and "Traceback" not in result.err
 
 
-def test_scoring_and_tuning_end_with_a_report(cli, score_words, tune_words, tmp_path):
+def test_scoring_and_tuning_end_with_a_report(cli, plots, score_words, tune_words, tmp_path):
     result = cli("score", "path_integral", *score_words, "--set", "points=1", "--out", "run")
     assert result.out.splitlines()[-1] == "report in run/report.html"
     result = cli("tune", *tune_words, "--scores", "run/path_integral.json", "--against", "last:30%", "--out", "tune")
     assert result.out.splitlines()[-1] == "report in tune/report.html"
     page = (tmp_path / "tune" / "report.html").read_text(encoding="utf-8")
+    assert (tmp_path / "run" / "report" / "heatmap.svg").is_file() and (
+        tmp_path / "tune" / "report" / "arms.png"
+    ).is_file()
     assert "last:30%" in page and "path_integral" in page and page.count('<b class="c') == 22
 
 

@@ -6,6 +6,7 @@ import json
 from keylayers.cli.terminal import UNFINISHED, redact_paths
 from keylayers.errors import BadInput
 from keylayers.papers.ila import plan
+from keylayers.papers.ila import study as study_module
 from keylayers.papers.registry import PAPERS
 from keylayers.studies.arms import Budget
 from keylayers.studies.retraining import LearningRateGrid
@@ -38,6 +39,7 @@ def test_a_study_leaves_its_page_and_every_figure_behind_it(cli, world, tmp_path
     )
     scale = dataclasses.replace(scale, **dict.fromkeys(PARTS))
     monkeypatch.setattr(plan, "scale_of", lambda name: scale)
+    monkeypatch.setattr(study_module, "DRAWS", 1)
     done = cli("reproduce", "ila", "--processes", "1", "--out", str(tmp_path / "run"))
     assert done.code == 0, done.err
     page = (tmp_path / "run" / "results.md").read_text()

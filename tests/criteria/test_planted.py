@@ -13,7 +13,7 @@ from keylayers.layers.structure import parameters_of
 from tests import tiny_models
 from tests.criteria.examples import batches_of
 
-SETTINGS = Planting(steps=60)
+SETTINGS = Planting(steps=30)
 ARMS = ("path_integral, 8 points", "path_integral, 1 point", "delta_norm", "random")
 
 
@@ -28,7 +28,7 @@ def batches(count: int, size: int, seed: int) -> Sequence[dict[str, torch.Tensor
 
 @pytest.mark.parametrize("plantings", [1, pytest.param(5, marks=pytest.mark.long)])
 def test_path_integral_finds_the_useful_layers_in_every_planting(toy: nn.Module, plantings: int) -> None:
-    found, truths = study(toy, batches(100, 16, 7), batches(4, 32, 8), SETTINGS, plantings=plantings, arms=ARMS)
+    found, truths = study(toy, batches(50, 16, 7), batches(4, 32, 8), SETTINGS, plantings=plantings, arms=ARMS)
     print("\n".join(table(found, truths, SETTINGS)))
     for truth in truths:  # the premise: what is called useful is, and what is called noise is not
         assert truth.losses["useful alone"] < 0.8 * truth.losses["base"]

@@ -17,6 +17,7 @@ from keylayers.exports.target import CannotExpress, Export, ExportSettings, expo
 from keylayers.layers.naming import named_layers
 from keylayers.layers.structure import parameters_of
 from keylayers.scores import LayerScores, Selection, select
+from tests.covering import covering
 from tests.exports.truth import lora_layers, unfrozen
 from tests.tiny_models import ALL, LANGUAGE, VISION, build
 
@@ -88,23 +89,21 @@ MINE = (*LORA, "axolotl-full")
 """Targets whose files `truth` reads a second time; the others' own tests do."""
 
 
-@pytest.mark.parametrize("name", sorted(ALL))
-@pytest.mark.parametrize("target", TARGETS)
-def test_exported_and_read_back_identical_or_refused_with_the_reason(target, name):
-    for kind in KINDS:
-        selection = selection_of(name, kind)
-        expected = refusal(target, name, kind, selection)
-        if expected is not None:
-            with pytest.raises(CannotExpress, match=expected) as refused:
-                export(model_of(name), selection, target)
-            _check_nearest(target, name, refused.value)
-            continue
-        made = export(model_of(name), selection, target, ExportSettings(remainder="base"))
-        wanted = _wanted(selection, target)
-        assert set(made.matched) == wanted, (kind, made.matched)
-        if target in MINE:
-            truth = unfrozen if target == "axolotl-full" else lora_layers
-            assert truth(build(name), made.files) == wanted, kind
+@pytest.mark.parametrize(("target", "name", "kind"), covering(tuple(TARGETS), sorted(ALL), KINDS))
+def test_exported_and_read_back_identical_or_refused_with_the_reason(target, name, kind):
+    selection = selection_of(name, kind)
+    expected = refusal(target, name, kind, selection)
+    if expected is not None:
+        with pytest.raises(CannotExpress, match=expected) as refused:
+            export(model_of(name), selection, target)
+        _check_nearest(target, name, refused.value)
+        return
+    made = export(model_of(name), selection, target, ExportSettings(remainder="base"))
+    wanted = _wanted(selection, target)
+    assert set(made.matched) == wanted
+    if target in MINE:
+        truth = unfrozen if target == "axolotl-full" else lora_layers
+        assert truth(build(name), made.files) == wanted
 
 
 def _wanted(selection: Selection, target: str) -> set[str]:

@@ -54,7 +54,7 @@ def few(share: int = 1) -> settings:
 
 def odd_values() -> st.SearchStrategy[Any]:
     """Values at which readers stumble."""
-    return st.sampled_from(ODD)
+    return st.sampled_from(ODD).map(copy.deepcopy)  # what is drawn may be changed further
 
 
 @st.composite
@@ -81,7 +81,7 @@ def _changed(draw: st.DrawFn, value: Any) -> Any:
     elif isinstance(value, list):
         value.insert(key, copy.deepcopy(value[key]))
     else:
-        value[draw(st.sampled_from(["", "x", "sha256", str(key).upper(), f"{key} "]))] = value[key]
+        value[draw(st.sampled_from(["", "x", "sha256", str(key).upper(), f"{key} "]))] = copy.deepcopy(value[key])
     return value
 
 

@@ -30,6 +30,7 @@ from keylayers.layers.layer import Layer
 from keylayers.scores.files import load, save
 from keylayers.scores.scores import LayerScores
 from tests import tiny_models
+from tests.covering import covering
 from tests.criteria.examples import (
     CONVOLUTIONAL,
     EXPERT_MODELS,
@@ -165,12 +166,27 @@ def stopping(evidence: Evidence, after: int) -> Evidence:
     return replace(evidence, loss=loss)
 
 
+CHECKS = ("order", "first", "later")
+"""What is asked besides of scores: batches in another order, a loss that fails the first time, or in the middle."""
+
+
+def rows(deltas: bool, data: bool) -> list:
+    """Criteria that need these on every model; changes are nothing to a criterion that needs none, nor is a loss."""
+    chosen = [name for name in criteria.CRITERIA if ("deltas" in needs(name), "data" in needs(name)) == (deltas, data)]
+    kinds, checks = KINDS if deltas else ("dense",), CHECKS if data else ("order",)
+    return covering(tuple(tiny_models.ALL), chosen, kinds, checks)
+
+
 @pytest.mark.parametrize(
-    ("kind", "criterion"),
-    [(kind, name) for name in criteria.CRITERIA for kind in KINDS if kind == "dense" or "deltas" in needs(name)],
-)  # changes are nothing to a criterion that needs none
-@pytest.mark.parametrize("name", tiny_models.ALL)
-def test_scores_are_sound_and_the_model_is_left_as_it_was(name: str, kind: str, criterion: str, tmp_path: Path) -> None:
+    ("name", "criterion", "kind", "check"),
+    sorted(
+        (row for deltas in (True, False) for data in (True, False) for row in rows(deltas, data)),
+        key=lambda row: row.values[0],  # so that one process makes a model for all its rows
+    ),
+)
+def test_scores_are_sound_and_the_model_is_left_as_it_was(
+    name: str, criterion: str, kind: str, check: str, tmp_path: Path
+) -> None:
     evidence = shared(name, kind)
     assert evidence.model is not None and evidence.data is not None and evidence.deltas is not None
     if (criterion, name) in REFUSED:
@@ -189,18 +205,16 @@ def test_scores_are_sound_and_the_model_is_left_as_it_was(name: str, kind: str, 
     save(scores, tmp_path / "scores.json")
     assert load(tmp_path / "scores.json") == scores
 
-    if criterion in ORDERED:
+    if check != "order":
+        once = criterion in ONCE or scores_blocks_alone(criterion)  # the losses of two batches, once each
+        with pytest.raises(Stopped):
+            score(criterion, stopping(evidence, 0 if check == "first" else 1 if once else 2))
+        before.assert_same(State.of(evidence.model), registers_anew)
+    elif criterion in ORDERED:
         np.testing.assert_array_equal(score(criterion, evidence).values, scores.values)
     else:
         reversed_order = score(criterion, replace(evidence, data=evidence.data[::-1]))
         np.testing.assert_allclose(reversed_order.values, scores.values, rtol=1e-6, atol=1e-6)
-
-    if "data" in criteria.get(criterion).needs:
-        once = criterion in ONCE or scores_blocks_alone(criterion)  # the losses of two batches, once each
-        for after in (0, 1 if once else 2):
-            with pytest.raises(Stopped):
-                score(criterion, stopping(evidence, after))
-            before.assert_same(State.of(evidence.model), registers_anew)
 
 
 @pytest.mark.parametrize("kind", KINDS)

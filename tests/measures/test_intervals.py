@@ -73,10 +73,11 @@ def test_arms_that_never_differ_or_always_alike() -> None:
         paired_difference([1.0, 2.0, 3.0], [1.0, 2.0])
 
 
-def test_differences_that_are_equal_but_for_rounding_are_equal() -> None:
+@pytest.mark.parametrize("draws", [30, pytest.param(200, marks=pytest.mark.long)])
+def test_differences_that_are_equal_but_for_rounding_are_equal(draws: int) -> None:
     """Shares of images: every first is three of 200 above its second, whose last bits differ."""
     random = np.random.default_rng(0)
-    for _ in range(200):
+    for _ in range(draws):
         counts = random.integers(20, 190, 3)
         found = paired_difference((counts + 3) / 200, counts / 200)
         assert (found.p_value, found.detectable) == (0.25, 0.0)

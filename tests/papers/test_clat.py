@@ -22,15 +22,15 @@ from keylayers.studies.pages import page
 from keylayers.training.images import ImageTraining
 from tests.papers.little_images import LITTLE, cifar_like
 
-PLAN = Plan(0.1, 1, start_epochs=2, epochs=2, every=1, share=0.05, learning_rate=0.05, test_steps=2)
+PLAN = Plan(0.1, 1, start_epochs=1, epochs=2, every=1, share=0.05, learning_rate=0.05, test_steps=1)
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clat")
-    sizes = {"train": 150, "reference": 1, "calibration": 40, "test": 60}
+    sizes = {"train": 128, "reference": 1, "calibration": 40, "test": 60}
     asked = Hardening(
-        ImageTask("few digits", network=LITTLE, sizes=sizes, training=ImageTraining(batch_size=50)), PLAN, 2
+        ImageTask("few digits", network=LITTLE, sizes=sizes, training=ImageTraining(batch_size=128)), PLAN, 2
     )
     with open_run(folder, "study", {}) as run:
         (results,) = list(reproduce(Scale((asked,)), run, processes=1))

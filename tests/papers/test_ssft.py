@@ -35,8 +35,13 @@ from keylayers.training.planted_backdoor import Checkerboard, own_trigger
 from tests.papers.little_images import LITTLE, watched
 from tests.papers.planted_ssft import SKIPS, planted
 
-SHORT = ("keylayers.papers.ssft.cells.RELEASED_IMAGES", 128)
-"""Images the released code is said to tune on, so that its recipe has 10 steps and not 390."""
+SHORT = {"RELEASED_IMAGES": 128, "LATER": FinetuneSchedule(2, 0.02, 50)}
+"""Images the released code is said to tune on, so that its recipe has 10 steps and not 390; a short tuning later."""
+
+
+def shorten(patched: pytest.MonkeyPatch) -> None:
+    for name, value in SHORT.items():
+        patched.setattr(f"keylayers.papers.ssft.cells.{name}", value)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,7 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ssft")
     asked = Cleansing(watched(network=LITTLE), FinetuneSchedule(1, 0.02, 50))
     with pytest.MonkeyPatch.context() as patched, open_run(folder, "study", {}) as run:
-        patched.setattr(*SHORT)
+        shorten(patched)
         (results,) = list(reproduce(Scale((asked,)), run, processes=1))
     return results[0], folder
 
@@ -73,7 +78,7 @@ def test_every_skip_and_its_control_is_judged_after_and_later(found):
 def test_a_finished_study_is_read_back_and_its_page_says_its_figures(found, monkeypatch):
     one, folder = found
     monkeypatch.setattr("keylayers.papers.ssft.cells.DO", {})
-    monkeypatch.setattr(*SHORT)
+    shorten(monkeypatch)
     with open_run(folder, "study", {}) as run:
         (again,) = list(reproduce(Scale((one.cleansing,)), run, processes=1))
     assert json.dumps(to_json(again)) == json.dumps(to_json([one]))

@@ -16,11 +16,11 @@ from keylayers.papers.ssft.tables import introduction, make_tables, to_json
 from keylayers.runs import open_run
 from keylayers.studies.lab import Lab
 from keylayers.studies.pages import page
-from tests.papers.little_images import watched
+from tests.papers.little_images import LITTLE, watched
 from tests.papers.planted_ssft import SKIPS, planted
 
 BROKEN = {DIVERGED: "the loss is nan in epoch 3; lower the learning rate."}
-TASK = watched().task.fields()
+TASK = watched(network=LITTLE).task.fields()
 
 
 def fail(*_, **__):
@@ -37,7 +37,7 @@ def victims(tmp_path_factory):
     return str(folder), {**shared, "attack": attack, "file": attacked["file"]}, {**shared, "file": clean["file"]}
 
 
-HOW = {"skips": ["layer1.1.skip"], "factor": 0.0, "tune": "stage", "recipe": vars(FinetuneSchedule(1, 0.02, 50))}
+HOW = {"skips": ["layer1.0.skip"], "factor": 0.0, "tune": "stage", "recipe": vars(FinetuneSchedule(1, 0.02, 50))}
 
 
 def test_a_cleansing_that_diverges_is_a_result(victims, monkeypatch):

@@ -34,10 +34,10 @@ def test_a_heatmap_has_every_layer_at_its_place_with_its_rank():
 
 @pytest.mark.parametrize("name", list(tiny_models.ALL))
 def test_no_layer_of_any_architecture_hides_another(name):
-    drawn = 0
+    drawn, model = 0, tiny_models.build(name)
     for granularity in GRANULARITIES:
         try:
-            layers = named_layers(tiny_models.build(name), granularity)
+            layers = named_layers(model, granularity)
         except KeylayersError:
             continue  # this architecture has none
         cells = heat(scores(layers=layers), frozenset(), None).cells

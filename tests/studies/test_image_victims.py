@@ -10,12 +10,12 @@ from keylayers.studies.image_task import ImageTask
 from keylayers.studies.image_victims import KINDS, TARGET, Backdoor, make_victim, victim
 from keylayers.training.images import ImageTraining
 from keylayers.training.input_aware import InputAware
-from tests.papers.little_images import SIZES, watched
+from tests.papers.little_images import LITTLE, SIZES, watched
 
 
 @pytest.mark.parametrize("kind", ["patch", "input-aware"])
 def test_a_stored_victim_does_what_it_did_when_it_was_trained(kind, tmp_path):
-    task = watched().task
+    task = watched(network=LITTLE).task
     attack = {"kind": kind, "strength": 3.0, "share": 0.3}
     made = make_victim(tmp_path, task=task.fields(), seed=1, attack=attack)
     found = victim(tmp_path, ImageTask.of(task.fields()), 1, Backdoor(**attack), made["file"])

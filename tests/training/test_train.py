@@ -162,6 +162,7 @@ def test_a_state_of_another_selection_is_refused(tmp_path):
         train(model, examples(), SHORT, folder=tmp_path)
 
 
+@pytest.mark.long
 def test_runs_killed_at_any_moment_resume_bit_for_bit(tmp_path):
     script = Path(__file__).with_name("killed.py")
     done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
