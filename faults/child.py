@@ -22,6 +22,7 @@ from faults import operations
 HANGS = 300.0
 """Seconds after which a command counts as stuck; the slowest takes ten."""
 HEAVY = "torch datasets matplotlib.pyplot peft transformers.models.llama.modeling_llama transformers.trainer".split()
+EARLY = {signal.SIGINT, signal.SIGTERM}
 LINGERS = 8.0
 """Seconds in which workers must have noticed that their parent is gone."""
 
@@ -89,10 +90,12 @@ def run(words: Sequence[str], folder: Path, blow: Blow = Blow()) -> Ended:
     said = folder / "said.txt"
     sys.stdout.flush()
     began = time.monotonic()
+    signal.pthread_sigmask(signal.SIG_BLOCK, EARLY)  # one that comes before the child is the command must wait for that
     child = os.fork()
     if child == 0:
         os.close(told)
         _become(words, folder, said, blow, tell)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
     os.close(tell)
     status = _wait(child, began, blow.signals)
     seconds = time.monotonic() - began
@@ -118,6 +121,7 @@ def _become(words: Sequence[str], folder: Path, said: Path, blow: Blow, tell: in
             resource.setrlimit(resource.RLIMIT_FSIZE, (blow.largest_file, resource.RLIM_INFINITY))
         sys.argv = ["keylayers", *words]
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
         watch = operations.arm(str(folder), blow.operation, blow.action)
         code = _main()
         atexit._run_exitfuncs()
