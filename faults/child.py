@@ -88,6 +88,7 @@ def run(words: Sequence[str], folder: Path, blow: Blow = Blow()) -> Ended:
     """Runs `keylayers WORDS` in the folder, hit by the blow."""
     told, tell = os.pipe()
     said = folder / "said.txt"
+    said.touch()  # however early the child is killed
     sys.stdout.flush()
     began = time.monotonic()
     signal.pthread_sigmask(signal.SIG_BLOCK, EARLY)  # one that comes before the child is the command must wait for that
