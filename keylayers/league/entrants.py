@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 
 from keylayers import criteria
 from keylayers.errors import BadInput
-from keylayers.papers.ila.tasks import mask
-from keylayers.studies.rankings import RankingMethod
+from keylayers.studies.rankings import RankingMethod, mask
 from keylayers.studies.retraining import LearningRateGrid
 from keylayers.studies.text_task import Task
 

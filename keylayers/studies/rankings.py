@@ -37,6 +37,12 @@ class RankingMethod:
         return {**self.settings, **({"seed": seed} if drawn else {})}
 
 
+def mask(optimiser: str, rate: float, steps: int, initial: float, **other: object) -> RankingMethod:
+    """ILA's mask so learnt, whatever the criterion's defaults are."""
+    settings = {"optimiser": optimiser, "learning_rate": rate, "steps": steps, "initial": initial, **other}
+    return RankingMethod("learned_mask", settings)
+
+
 @dataclass(frozen=True)
 class Rankings:
     """What the ways of scoring say of a task's layers."""

@@ -17,7 +17,7 @@ from keylayers.papers.ila import study as study_module
 from keylayers.papers.ila.plan import Scale, scale_of
 from keylayers.papers.ila.study import Study, reproduce
 from keylayers.runs import open_run
-from keylayers.studies import text_cells, text_task
+from keylayers.studies import rankings, text_cells, text_task
 from keylayers.studies.arms import Budget
 from keylayers.studies.pages import Claim, ledger, page
 from keylayers.studies.retraining import RANDOM, LearningRateGrid
@@ -33,7 +33,7 @@ WAYS = (
     "midpoint per parameter",
     "midpoint, kinds first",
 )
-FEW = tasks.mask("adam", 0.01, 5, 4.0)
+FEW = rankings.mask("adam", 0.01, 5, 4.0)
 """A mask learnt in 5 steps instead of 100: what more of them would find is no matter here."""
 PARTS = ("stability", "sweep", "frugal", "reasoning", "transfer")
 QUICK = TrainSettings(steps=4, batch_size=4, learning_rate=1e-2, save_every=10**9)

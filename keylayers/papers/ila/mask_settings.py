@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from keylayers.errors import UnknownName
-from keylayers.papers.ila.tasks import WAYS, bundled_task, mask, real_tasks
+from keylayers.papers.ila.tasks import WAYS, bundled_task, real_tasks
 from keylayers.runs import RunFolder
 from keylayers.scores import LayerScores
 from keylayers.studies.arms import Budget
 from keylayers.studies.desk import Desk
-from keylayers.studies.rankings import RankingMethod, rank_layers
+from keylayers.studies.rankings import RankingMethod, mask, rank_layers
 from keylayers.studies.retraining import (
     ALL,
     RANDOM,

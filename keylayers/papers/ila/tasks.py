@@ -1,17 +1,10 @@
 """What the ILA study asks: the ways of scoring, the tasks, the arms and how much of each at every scale."""
 
 from keylayers.inputs.text import Inputs
-from keylayers.studies.rankings import RankingMethod
+from keylayers.studies.rankings import RankingMethod, mask
 from keylayers.studies.real_data import real_data_folders
 from keylayers.studies.text_task import Task
 from keylayers.training.trainer import TrainSettings
-
-
-def mask(optimiser: str, rate: float, steps: int, initial: float, **other: object) -> RankingMethod:
-    """ILA's mask so learnt, whatever the criterion's defaults are."""
-    settings = {"optimiser": optimiser, "learning_rate": rate, "steps": steps, "initial": initial, **other}
-    return RankingMethod("learned_mask", settings)
-
 
 WAYS = {
     # deviates: the paper states neither optimiser nor rate, initial score or steps; here 4.0, believed its own, and 100
