@@ -313,7 +313,7 @@ def real_batches(
     name: str, loaded: Any, size: int, count: int
 ) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
     """Training and calibration batches of a data set as the command line names it, cut at 128 tokens."""
-    from keylayers.data.batching import batches
+    from keylayers.data.batches import batches
     from keylayers.inputs.text import Inputs, prepare_data
 
     inputs = Inputs(loaded.source, name, max_length=128, records=1000, held_out=size * count)

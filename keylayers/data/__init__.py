@@ -1,6 +1,6 @@
 """Data: sources of any common format as records, their splits, token sequences and batches.
 
-Torch-free but for `keylayers.data.batching`, which is imported by its own name.
+Torch-free but for `keylayers.data.batches`, which is imported by its own name.
 """
 
 from keylayers.data.formats import FORMATS, load_records

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge
 
-from keylayers.data.batching import collate
+from keylayers.data.batches import collate
 from keylayers.data.tokenisation import IGNORED, Examples
 from keylayers.doctor.costs import Workload, workload
 from keylayers.doctor.probe import Inputs, ModelUnderTest, input_maker, layers_of

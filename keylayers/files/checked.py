@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     import torch
 
 
+LONGEST_NUMBER = 300
+"""Digits of a whole number; the largest float has 309."""
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Replaces the file by this text, in UTF-8; at every moment the path holds the old file or the new one.
 
@@ -47,7 +51,7 @@ def read_json(path: str | Path, **expected: type) -> dict[str, Any]:
         raise BadInput(f"no file {str(path)!r}; it is written by the run that this folder belongs to")
     check_regular(path)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), parse_int=_whole_number)
     except OSError as error:
         raise BadInput(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -109,6 +113,13 @@ def read_tensors(path: str | Path) -> tuple[dict[str, "torch.Tensor"], dict[str,
     if _tensors_digest(tensors, header["meta"]) != header["sha256"]:
         raise _damaged(path, "does not match its sha256")
     return tensors, json.loads(header["meta"])
+
+
+def _whole_number(digits: str) -> int:
+    """A number as runs count things: what is larger than any float was never written, and cannot be shown."""
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"the number {digits[:20]}... has {len(digits)} digits")
+    return int(digits)
 
 
 def _damaged(path: Path, what: str) -> BadInput:

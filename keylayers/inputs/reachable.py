@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from keylayers.data.batching import batches
+from keylayers.data.batches import batches
 from keylayers.data.tokenisation import Examples
 from keylayers.errors import BadInput
 from keylayers.layers.layer import Layer

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from keylayers.data.batching import batch_indices, collate
+from keylayers.data.batches import batch_indices, collate
 from keylayers.data.records import Record, Records
 from keylayers.data.tokenisation import IGNORED, Examples, closing, padding_id, tokenise_prompts
 from keylayers.errors import BadInput

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from keylayers.data.batching import batch_indices, collate
+from keylayers.data.batches import batch_indices, collate
 from keylayers.data.tokenisation import IGNORED, Examples
 from keylayers.errors import Diverged
 from keylayers.measures.objective import Batch, predictions, supervised, supervised_losses

@@ -6,7 +6,7 @@ from typing import Any
 
 from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.support.batch_groups import fitting_size
-from keylayers.data.batching import Collated, batches
+from keylayers.data.batches import Collated, batches
 from keylayers.data.images import of_images
 from keylayers.data.splits import Splits, assert_disjoint
 from keylayers.data.tokenisation import IGNORED

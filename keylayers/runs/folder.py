@@ -153,11 +153,23 @@ def read_run(path: str | Path) -> dict[str, Any]:
         stored = read_json(record, command=str, settings=dict, status=str, sessions=list)
         if not all(map(_is_session, stored["sessions"])):
             raise BadInput(f"{str(record)!r} lists sessions as no run records them")
+        if not _are_contents(stored["settings"].get(GIVEN, {}), stored.get("stamps", {})):
+            raise BadInput(f"{str(record)!r} lists what was given as no run records it")
         return stored
     except BadInput as error:
         if not is_run(Path(path)):
             raise
         raise BadInput(f"{str(record)!r} is damaged, so what the run was asked is not known") from error
+
+
+def _are_contents(digests: Any, stamps: Any) -> bool:
+    """Whether these are sha256 by name, and stamps by name."""
+    return (
+        isinstance(digests, dict)
+        and isinstance(stamps, dict)
+        and all(isinstance(sha, str) for sha in digests.values())
+        and all(isinstance(stamp, list) and all(isinstance(part, int) for part in stamp) for stamp in stamps.values())
+    )
 
 
 def _is_session(value: Any) -> bool:

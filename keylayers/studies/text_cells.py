@@ -10,7 +10,7 @@ from typing import Any
 
 from keylayers import criteria
 from keylayers.criteria.protocol import Evidence
-from keylayers.data.batching import Collated, batches
+from keylayers.data.batches import Collated, batches
 from keylayers.errors import BadInput, BadScores, Diverged
 from keylayers.files.atomic import make_folder
 from keylayers.inputs.reachable import within_reach

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from torch.utils.data import Sampler
 
-from keylayers.data.batching import epoch_order
+from keylayers.data.batches import epoch_order
 
 
 class LikeLengths(Sampler[int]):

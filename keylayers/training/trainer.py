@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from keylayers.data.batching import collate
+from keylayers.data.batches import collate
 from keylayers.data.tokenisation import Examples
 from keylayers.errors import BadInput, Diverged
 from keylayers.files.atomic import scratch_folder, writing

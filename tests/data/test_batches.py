@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keylayers.data.batching import batch_indices, batches, collate, epoch_order, supervised_tokens
+from keylayers.data.batches import batch_indices, batches, collate, epoch_order, supervised_tokens
 from keylayers.data.tokenisation import IGNORED, Examples, TruncationReport
 from keylayers.errors import BadInput
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as hf
 
-from keylayers.data.batching import collate
+from keylayers.data.batches import collate
 from keylayers.data.records import Record, Turn
 from keylayers.data.tokenisation import tokenise
 from keylayers.errors import BadInput

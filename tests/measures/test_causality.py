@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers as hf
 
-from keylayers.data.batching import collate
+from keylayers.data.batches import collate
 from keylayers.data.fitting import fitted
 from keylayers.data.records import Record, Turn
 from keylayers.data.tokenisation import IGNORED, Examples, tokenise, tokenise_prompts

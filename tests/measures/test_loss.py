@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 from torch import nn
 
-from keylayers.data.batching import batches, collate
+from keylayers.data.batches import batches, collate
 from keylayers.data.tokenisation import IGNORED, Examples, TruncationReport
 from keylayers.errors import BadInput, Diverged
 from keylayers.measures import loss

@@ -1,5 +1,6 @@
 """A run folder resumes what it holds, belongs to one process, and refuses everything else by name."""
 
+import json
 import os
 import signal
 import subprocess
@@ -233,6 +234,20 @@ def test_a_clearing_that_was_killed_goes_on(tmp_path: Path) -> None:
     write_json(tmp_path / "run.json", {**read_run(tmp_path), "status": "clearing"})
     with open_run(tmp_path, "score", SETTINGS) as run:
         assert run.part("loss", lambda: {"loss": 2.0}) == {"loss": 2.0}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"settings": {"given": ["a"]}}, {"settings": {"given": {"a": 3}}}, {"stamps": {"a": "b"}}, {"seconds": 10**400}],
+)
+def test_a_record_that_somebody_rewrote_and_sealed_is_refused(tmp_path: Path, changed: dict) -> None:
+    with open_run(tmp_path, "score", {}):
+        pass
+    record = json.loads((tmp_path / "run.json").read_text()) | changed
+    del record["sha256"]
+    write_json(tmp_path / "run.json", record)
+    with pytest.raises(BadInput, match=r"run\.json' is damaged"):
+        read_run(tmp_path)
 
 
 def test_fresh_deletes_the_damaged_scores_of_the_criteria_that_the_run_was_asked_for(tmp_path: Path) -> None:

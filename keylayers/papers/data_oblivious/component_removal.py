@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from keylayers.criteria.support.hidden_states import HiddenStates
-from keylayers.data.batching import batches
+from keylayers.data.batches import batches
 from keylayers.errors import BadInput, UnknownName
 from keylayers.layers.capturing import capture
 from keylayers.layers.intervene import replaced

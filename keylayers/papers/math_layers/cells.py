@@ -16,7 +16,7 @@ from keylayers.criteria.ablation import Ablation, score_ablation
 from keylayers.criteria.protocol import Evidence
 from keylayers.criteria.token_clusters import TokenClusters, score_token_clusters
 from keylayers.data import Examples, tokenise
-from keylayers.data.batching import batches
+from keylayers.data.batches import batches
 from keylayers.errors import BadInput
 from keylayers.layers.naming import named_layers
 from keylayers.measures.accuracy import exact_match, greedy_matches

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from keylayers.data import Examples, Record, TruncationReport, Turn, tokenise
-from keylayers.data.batching import batches
+from keylayers.data.batches import batches
 from keylayers.data.tokenisation import IGNORED, padding_id, tokenise_prompts
 from keylayers.errors import Diverged
 from keylayers.files.atomic import scratch_folder
