@@ -122,7 +122,6 @@ def _become(words: Sequence[str], folder: Path, said: Path, blow: Blow, tell: in
             resource.setrlimit(resource.RLIMIT_FSIZE, (blow.largest_file, resource.RLIM_INFINITY))
         sys.argv = ["keylayers", *words]
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
         watch = operations.arm(str(folder), blow.operation, blow.action)
         code = _main()
         atexit._run_exitfuncs()
@@ -140,6 +139,10 @@ def _main() -> int:
     """What Python does around a program: its status, or a traceback and 1."""
     from keylayers.cli import main
 
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
+    except KeyboardInterrupt:
+        return 130  # before the command began: there is nothing that it could tidy up
     try:
         main()
     except SystemExit as end:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from keylayers.errors import BadInput, KeylayersError
+from keylayers.files import explained
 from keylayers.report.arms import Curve, Tuning, read_tuning
 from keylayers.runs import read_json, read_log, read_run
 from keylayers.scores import LayerScores, load
@@ -130,6 +131,12 @@ def _began(folder: Path) -> float:
 
 
 def _read(folder: Path, root: Path) -> Run:
+    """What a run stored. A record is sealed, but somebody may have rewritten it and sealed it again."""
+    with explained(f"{str(folder / 'run.json')!r} says what no run records", "make that run again"):
+        return _as_recorded(folder, root)
+
+
+def _as_recorded(folder: Path, root: Path) -> Run:
     record = read_run(folder)
     settings = record.get("settings") if isinstance(record.get("settings"), dict) else {}
     assert settings is not None
