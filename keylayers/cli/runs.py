@@ -152,7 +152,7 @@ def run_revert(base: str, tuned: str, scores: Path, out: Path, policy: str, rema
 
 
 def _inputs(options: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of recipes.inputs.Inputs, which is slow to import."""
+    """Arguments of inputs.text.Inputs, which is slow to import."""
     names = ("model", "data", "weights", "max_length", "records", "template", "bad_share", *LOADING)
     return {**{name: options[name] for name in names}, "columns": pairs(options["columns"], "--column")}
 

@@ -8,7 +8,7 @@ from keylayers.training.trainer import TrainSettings
 
 WAYS = {
     # deviates: the paper states neither optimiser nor rate, initial score or steps; here 4.0, believed its own, and 100
-    # Adam steps at 0.01. Other masks are on trial in `ila_masks`.
+    # Adam steps at 0.01. Other masks are on trial in `mask_settings`.
     "ILA (s0 = 4)": mask("adam", 0.01, 100, 4.0),
     "ILA (s0 = 0)": mask("adam", 0.01, 100, 0.0),
     "path integral": RankingMethod("path_integral", {"points": 4}),
